@@ -1,0 +1,89 @@
+"""A walk over an image root that misses nothing, not odd names, empty files or broken links."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_SUFFIXES = (b".jpeg", b".jpg", b".png")
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """One entry with an image's suffix.
+
+    Attributes:
+        image_id: path relative to the root, '/' separated; bytes that are not UTF-8 stand as
+            ``\\xff``.
+        path: the file's URI, percent-encoded, from which the exact name can be had back.
+        length: size in bytes; -1 where it cannot be had, as of a dangling link.
+        modified_us: time of the last modification, microseconds since 1970 UTC; 0 where unknown.
+    """
+
+    image_id: str
+    path: str
+    length: int
+    modified_us: int
+
+
+def walk_images(root: str) -> Iterator[FoundImage]:
+    """Yield every entry under ``root`` that ends in .jpeg, .jpg or .png, in the order of its path.
+
+    Directories are entered in the place that their name and a '/' take among the sorted names, so
+    the order is that of sorting all relative paths, with one directory in memory at a time. Links
+    to directories are followed, but not into one that holds them.
+
+    Raises:
+        OSError: a directory cannot be read.
+    """
+    top = os.fsencode(os.path.abspath(root))
+    yield from _walk(top, b"", (os.path.realpath(top),))
+
+
+def _walk(directory: bytes, prefix: bytes, ancestors: tuple[bytes, ...]) -> Iterator[FoundImage]:
+    with os.scandir(directory) as entries:
+        keyed = sorted((e.name + b"/" if _is_directory(e) else e.name, e.path) for e in entries)
+    for key, path in keyed:
+        name = key.rstrip(b"/")
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            yield _found(prefix + name, path)
+        if key.endswith(b"/"):
+            real = os.path.realpath(path)
+            if real not in ancestors:
+                yield from _walk(path, prefix + key, (*ancestors, real))
+
+
+def _is_directory(entry: os.DirEntry[Any]) -> bool:
+    try:
+        return bool(entry.is_dir())
+    except OSError:  # a link that loops
+        return False
+
+
+def _found(relative: bytes, path: bytes) -> FoundImage:
+    try:
+        status = os.stat(path)
+        length, modified_us = status.st_size, status.st_mtime_ns // 1000
+    except OSError:
+        length, modified_us = -1, 0
+    image_id = relative.decode("utf-8", "backslashreplace")
+    return FoundImage(image_id, path_to_uri(path), length, modified_us)
+
+
+def path_to_uri(path: bytes) -> str:
+    """Return the ``file:`` URI of an absolute path, whatever bytes it is made of."""
+    return "file://" + urllib.parse.quote_from_bytes(path)
+
+
+def uri_to_path(uri: str) -> bytes:
+    """Return the path that ``path_to_uri`` was given.
+
+    Raises:
+        ValueError: ``uri`` does not begin with ``file://``.
+    """
+    if not uri.startswith("file://"):
+        raise ValueError(f"expected a URI that begins with file://, received {uri!r}")
+    return urllib.parse.unquote_to_bytes(uri.removeprefix("file://"))

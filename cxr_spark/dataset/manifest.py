@@ -1,0 +1,98 @@
+"""An image root as a Spark DataFrame: a row for every image found, read of its path or refused."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cxr_spark.dataset.adapters import LAYOUTS, Adapter, UnrecognisedPath, make_adapter
+from cxr_spark.dataset.listing import FoundImage, walk_images
+from cxr_spark.errors import UserError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+ROWS_A_BATCH = 10_000
+SCHEMA = (
+    "position bigint, image_id string, path string, length bigint, modified timestamp, "
+    "patient_id string, finding string, official_split string, error string"
+)
+
+
+def check_images(images: str, adapter: str, patient_pattern: str | None) -> None:
+    """Refuse, before Spark starts, a root that is missing or has no image of the adapter's layout.
+
+    Raises:
+        UserError: says which of these it is.
+    """
+    if not os.path.isdir(images):
+        what = "a file" if os.path.exists(images) else "nothing is there"
+        raise UserError(f"Expected a folder under --images. Received: {images} ({what})")
+    parse = make_adapter(adapter, patient_pattern)
+    found, reason = 0, ""
+    for image in walk_images(images):
+        try:
+            parse(image.image_id)
+            return
+        except UnrecognisedPath as error:
+            reason = reason or f"{image.image_id}: {error}"
+            found += 1
+    if not found:
+        raise UserError(
+            f"Expected at least one image under --images. Received: {images} "
+            "(0 files end in .jpeg, .jpg or .png)"
+        )
+    raise UserError(
+        f"Expected {LAYOUTS[adapter]} under --images, the layout of dataset.adapter {adapter}. "
+        f"Received: {images}, where none of {found} images fits ({reason})"
+    )
+
+
+def read_listing(
+    spark: SparkSession, images: str, adapter: str, patient_pattern: str | None
+) -> DataFrame:
+    """Return every image under a root, in the columns of ``SCHEMA``.
+
+    One task on an executor walks the root and streams what it finds, so that the driver holds none
+    of it. ``position`` counts the images in the order of their paths. An image whose path the
+    adapter does not recognise has an ``error`` and no finding.
+    """
+    root = os.path.abspath(images)
+
+    def list_images(_: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        parse = make_adapter(adapter, patient_pattern)
+        numbered = enumerate(walk_images(root))
+        while chunk := list(itertools.islice(numbered, ROWS_A_BATCH)):
+            yield pd.DataFrame(
+                [_row(position, image, parse) for position, image in chunk],
+                columns=[column.split()[0] for column in SCHEMA.split(", ")],
+            ).assign(modified=lambda rows: pd.to_datetime(rows["modified"], unit="us"))
+
+    return spark.range(0, 1, 1, 1).mapInPandas(list_images, SCHEMA)
+
+
+def _row(position: int, image: FoundImage, parse: Adapter) -> tuple[object, ...]:
+    found = (position, image.image_id, image.path, image.length, image.modified_us)
+    try:
+        facts = parse(image.image_id)
+    except UnrecognisedPath as error:
+        return (*found, None, None, None, str(error))
+    return (*found, facts.patient_id, facts.finding, facts.official_split, None)
+
+
+def even_sample(listing: DataFrame, limit: int) -> DataFrame:
+    """Return ``limit`` rows at even distances over the sorted paths: those at i * n // limit.
+
+    Every split and class of a sorted folder is in such a sample.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    n = listing.count()
+    if limit >= n:
+        return listing
+    i = F.floor((F.col("position") * limit + n - 1) / n)
+    return listing.where((i < limit) & (F.floor(i * n / limit) == F.col("position")))

@@ -1,0 +1,30 @@
+"""The mistakes that a user can make, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a flag, configuration or folder; jobs print its line and exit with status 2."""
+
+    def __init__(self, message: str) -> None:
+        """Make one line of the message."""
+        super().__init__(" ".join(message.split()))
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of ``names``, or "" where none is near."""
+    by_folded = {candidate.casefold(): candidate for candidate in names}
+    close = difflib.get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=0.5)
+    return f" Did you mean '{by_folded[close[0]]}'?" if close else ""
+
+
+def one_of(what: str, name: object, names: Iterable[str]) -> UserError:
+    """Return the error of a ``name`` that is none of ``names``."""
+    known = list(names)
+    return UserError(
+        f"Expected {what} to be one of {', '.join(known)}. "
+        f"Received: {name!r}.{nearest(name, known)}"
+    )

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cxr_spark.dataset.listing import path_to_uri, uri_to_path, walk_images
+
+ODD_NAMES = [
+    b"_hidden.jpeg",
+    b".hidden.png",
+    b"with space.jpg",
+    b"with:colon.jpeg",
+    b"per%20cent.jpeg",
+    b"hash#and?mark.jpeg",
+    b"quote'\".jpeg",
+    b"line\nbreak.jpeg",
+    b"umlaut-\xc3\xa4.jpeg",
+    b"not-utf8-\xff\xfe.jpeg",
+    b"LOUD.JPEG",
+]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    folder = os.fsencode(tmp_path)
+    for name in ODD_NAMES:
+        Path(os.fsdecode(os.path.join(folder, name))).write_bytes(b"x")
+    (tmp_path / "empty.jpeg").touch()
+    (tmp_path / "dangling.jpeg").symlink_to("nowhere")
+    (tmp_path / "loop.jpeg").symlink_to("loop.jpeg")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "a-b").mkdir()
+    (tmp_path / "a-b" / "1.png").write_bytes(b"x")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"x")
+    (tmp_path / "folder.jpeg").mkdir()
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    return tmp_path
+
+
+def test_walk_finds_every_entry_with_an_image_suffix(odd: Path) -> None:
+    found = {image.image_id: image for image in walk_images(str(odd))}
+    expected = {name.decode("utf-8", "backslashreplace") for name in ODD_NAMES}
+    expected |= {"empty.jpeg", "dangling.jpeg", "loop.jpeg", "folder.jpeg", "a/1.png", "a-b/1.png"}
+    assert set(found) == expected
+    assert found["empty.jpeg"].length == 0
+    assert found["dangling.jpeg"].length == -1
+    assert found["a/1.png"].length == 1
+    assert found["a/1.png"].modified_us == os.stat(odd / "a" / "1.png").st_mtime_ns // 1000
+
+
+def test_uris_lead_back_to_the_exact_names(odd: Path) -> None:
+    for image in walk_images(str(odd)):
+        path = uri_to_path(image.path)
+        assert path_to_uri(path) == image.path
+        assert image.path.isascii()
+        assert os.path.lexists(path)
+    with pytest.raises(ValueError, match="file://"):
+        uri_to_path("s3a://bucket/key")
+
+
+def test_walk_is_in_the_order_of_sorted_paths(odd: Path) -> None:
+    found = [image.image_id for image in walk_images(str(odd))]
+    slow = sorted(
+        (
+            os.fsencode(path.relative_to(odd))
+            for path in odd.rglob("*")
+            if path.name.lower().endswith((".jpeg", ".jpg", ".png")) and "back/" not in str(path)
+        ),
+        key=lambda name: name + b"/" if name == b"folder.jpeg" else name,
+    )
+    assert found == [name.decode("utf-8", "backslashreplace") for name in slow]
