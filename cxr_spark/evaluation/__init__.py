@@ -1,0 +1,1 @@
+"""Predictions to measures with their uncertainty. Knows neither Spark nor TensorFlow."""

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cxr_spark.evaluation.results import RESULT_COLUMNS, make_results, roc_points, summarise
+
+
+def make_predictions(rng: np.random.Generator, n_classes: int = 2) -> pd.DataFrame:
+    n = 120
+    labels = np.arange(n) % n_classes
+    logits = rng.normal(size=(n, n_classes)) + 1.5 * np.eye(n_classes)[labels]
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return pd.DataFrame(
+        {
+            "split": np.repeat(["train", "val", "test"], n // 3),
+            "image_id": [f"i{i}" for i in range(n)],
+            "label": labels,
+            "score": list(scores.astype(np.float32)),
+        }
+    )
+
+
+def make_record(seed: int, head: str = "gap") -> dict[str, object]:
+    return {
+        "configuration": f"ResNet50-none-{head}",
+        "backbone": "ResNet50",
+        "preprocessing": "none",
+        "head": head,
+        "weights": "imagenet",
+        "seed": seed,
+        "train_seconds": 1.0,
+    }
+
+
+def test_results_have_the_columns_and_the_papers_figure(rng: np.random.Generator) -> None:
+    predictions = [make_predictions(rng), make_predictions(rng)]
+    results = make_results(predictions, [make_record(0), make_record(1, "fc1024")], 1, "")
+    assert tuple(results.columns) == RESULT_COLUMNS
+    assert results["paper_test_keras_auc"].tolist() == [0.89, 0.8038]
+    assert results[["n_train", "n_val", "n_test"]].to_numpy().tolist() == [[40, 40, 40]] * 2
+    test = predictions[0][80:]
+    scores = np.stack(test["score"])[:, 1]
+    assert results["test_auc"][0] == pytest.approx(roc_auc_score(test["label"], scores))
+    assert results["test_auc_low"][0] < results["test_auc"][0] < results["test_auc_high"][0]
+
+
+def test_the_positive_class_may_be_the_first(rng: np.random.Generator) -> None:
+    predictions = make_predictions(rng)
+    first, second = (
+        make_results([predictions], [make_record(0)], positive, "") for positive in (0, 1)
+    )
+    assert first["test_auc"][0] == pytest.approx(second["test_auc"][0])  # softmax: mirrored
+    assert first["test_sensitivity"][0] != second["test_sensitivity"][0]
+
+
+def test_three_classes_leave_thresholds_and_intervals_empty(rng: np.random.Generator) -> None:
+    predictions = make_predictions(rng, 3)
+    results = make_results([predictions], [make_record(0)], None, "")
+    empty = [
+        "test_auc_low", "test_auc_high", "test_sensitivity", "test_specificity", "threshold",
+        "paper_test_keras_auc",
+    ]  # fmt: skip
+    assert results[empty].isna().all(axis=None)
+    test = predictions[80:]
+    scores = np.stack(test["score"]).astype(float)
+    expected = roc_auc_score(
+        test["label"], scores / scores.sum(axis=1, keepdims=True), multi_class="ovr"
+    )
+    assert results["test_auc"][0] == pytest.approx(expected, abs=1e-6)
+    assert results["test_accuracy"][0] == pytest.approx((scores.argmax(1) == test["label"]).mean())
+
+
+def test_summary_is_the_mean_over_seeds(rng: np.random.Generator) -> None:
+    predictions = [make_predictions(rng) for _ in range(3)]
+    results = make_results(predictions, [make_record(seed) for seed in range(3)], 1, "")
+    summary = summarise(results, predictions, 1)
+    assert len(summary) == 1
+    assert summary["test_auc"][0] == pytest.approx(results["test_auc"].mean())
+    assert summary["n_seeds"][0] == 3
+    assert summary["test_auc_min"][0] == results["test_auc"].min()
+
+
+def test_roc_curve_runs_from_corner_to_corner(rng: np.random.Generator) -> None:
+    false_positive, true_positive = roc_points(make_predictions(rng), 1)
+    assert (false_positive[0], true_positive[0]) == (0, 0)
+    assert (false_positive[-1], true_positive[-1]) == (1, 1)
