@@ -1,0 +1,1 @@
+"""Measures to tables, figures and one page. Knows neither Spark nor TensorFlow."""

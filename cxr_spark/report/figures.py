@@ -1,0 +1,195 @@
+"""The figures of the report, as SVG. A head has one colour in all of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with colour blindness tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "cxr_spark",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: the name of its file, the words for who cannot see it, and its SVG."""
+
+    name: str
+    alt: str
+    svg: bytes
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel: x and y of shape (n_points,), the head it belongs to, and its label."""
+
+    head: str
+    label: str
+    x: npt.NDArray[Any]
+    y: npt.NDArray[Any]
+    dashed: bool = False
+
+
+def head_colours(heads: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each head, by its place among the experiment's heads."""
+    return {head: _COLOURS[i % len(_COLOURS)] for i, head in enumerate(heads)}
+
+
+def auc_bars(summary: pd.DataFrame, colours: dict[str, str], notice: str) -> Picture:
+    """Draw the test AUC of each configuration, grouped by backbone, with its interval.
+
+    Args:
+        summary: one row a configuration, as ``evaluation.results.summarise`` makes it.
+        colours: of each head.
+        notice: a line over the figure, empty for none.
+    """
+    groups = list(dict.fromkeys(_group(row) for row in summary.to_dict("records")))
+    heads = list(dict.fromkeys(summary["head"]))
+    height = 0.8 / len(heads)
+    figure, axes = _figure(7.2, 1.3 + 0.34 * len(summary) + 0.15 * len(groups), notice)
+    lowest = 0.5
+    for row in summary.to_dict("records"):
+        place = (
+            groups.index(_group(row)) + (heads.index(row["head"]) - (len(heads) - 1) / 2) * height
+        )
+        auc, low, high = row["test_auc"], row["test_auc_low"], row["test_auc_high"]
+        axes.barh(place, auc, height * 0.86, color=colours[row["head"]], alpha=0.85)
+        if pd.notna(low):
+            axes.errorbar(
+                auc, place, xerr=[[auc - low], [high - auc]], color="#222222", capsize=2.5, lw=1
+            )
+        axes.plot(row["test_keras_auc"], place, "D", color="white", mec="#222222", ms=4.5)
+        if pd.notna(row["paper_test_keras_auc"]):
+            axes.plot(row["paper_test_keras_auc"], place, "o", color="none", mec="#222222", ms=6)
+        values = [auc, low, row["test_keras_auc"], row["paper_test_keras_auc"]]
+        lowest = min(lowest, *(value for value in values if pd.notna(value)))
+    axes.set_yticks(range(len(groups)), groups)
+    axes.invert_yaxis()
+    axes.set_xlim(max(0.0, np.floor(lowest * 10) / 10), 1.0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("AUC on the test images (bars: ROC AUC, with its 95 % interval)")
+    handles = [_patch(colours[head], head) for head in heads]
+    handles.append(_marker("D", "Keras' metric, here"))
+    if summary["paper_test_keras_auc"].notna().any():
+        handles.append(_marker("o", "Keras' metric, paper"))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=2 if len(handles) > 3 else 3,
+        frameon=False,
+    )
+    best = summary.loc[summary["test_auc"].idxmax()]
+    alt = (
+        f"Bars of the test ROC AUC of {len(summary)} configurations. "
+        f"The highest is {best['configuration']}, {best['test_auc']:.3f}."
+    )
+    return _picture("test_auc", alt, figure)
+
+
+def panel(
+    name: str,
+    title: str,
+    curves: Sequence[Curve],
+    colours: dict[str, str],
+    *,
+    x_label: str,
+    y_label: str,
+    notice: str,
+    diagonal: bool = False,
+) -> Picture:
+    """Draw one small figure of lines; several of them stand side by side where there is room.
+
+    Args:
+        name: of the file, without its ending.
+        title: over the panel.
+        curves: the lines.
+        colours: of each head.
+        x_label, y_label: of the axes.
+        notice: a line over the figure, empty for none.
+        diagonal: whether to draw the line of chance, as for ROC curves.
+    """
+    figure, axes = _figure(3.5, 3.1 if diagonal else 2.8, notice)
+    axes.set_title(title, fontsize=10, loc="left")
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8, ls=":")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_aspect("equal")
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for curve in curves:
+        style = "--" if curve.dashed else "-"
+        axes.plot(curve.x, curve.y, style, color=colours[curve.head], lw=1.4, label=curve.label)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    handles, labels = axes.get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))
+    ordered = list(dict.fromkeys(labels))
+    axes.legend(
+        [first[label] for label in ordered], ordered, fontsize=7.5, frameon=False, loc="lower right"
+    )
+    return _picture(name, f"{title}: {y_label} by {x_label}", figure)
+
+
+def _group(row: dict[Any, Any]) -> str:
+    return (
+        row["backbone"]
+        if row["preprocessing"] == "none"
+        else f"{row['backbone']} ({row['preprocessing']})"
+    )
+
+
+def _figure(width: float, height: float, notice: str) -> tuple[Figure, Any]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+    if notice:  # a small figure has room for the word alone
+        figure.suptitle(
+            notice if width > 5 else notice.partition(":")[0], fontsize=7.5, color="#a33"
+        )
+    return figure, axes
+
+
+def _patch(colour: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label, alpha=0.85)
+
+
+def _marker(shape: str, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    face = "white" if shape == "D" else "none"
+    return Line2D([], [], ls="", marker=shape, color=face, mec="#222222", ms=5.5, label=label)
+
+
+def _picture(name: str, alt: str, figure: Figure) -> Picture:
+    import matplotlib as mpl
+
+    file = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return Picture(name, alt, file.getvalue())

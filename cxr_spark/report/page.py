@@ -1,0 +1,172 @@
+"""One self-contained page of a run: table, figures, the images' account, and what was run."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cxr_spark.report.figures import Curve, Picture, auc_bars, head_colours, panel
+
+
+@dataclass(frozen=True)
+class RunMeasures:
+    """All that the report shows.
+
+    Attributes:
+        experiment: the content of experiment.json.
+        results: results.csv, one row a configuration and seed.
+        summary: one row a configuration.
+        histories: of each row of ``results``: measures by epoch.
+        roc_curves: of each row of ``results``: false and true positive rates; empty for more than
+            two classes.
+        class_counts: images by split (columns) and class (rows).
+    """
+
+    experiment: dict[str, Any]
+    results: pd.DataFrame
+    summary: pd.DataFrame
+    histories: Sequence[dict[str, list[float]]]
+    roc_curves: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    class_counts: pd.DataFrame
+
+
+def write_report(run: Path, measures: RunMeasures) -> Path:
+    """Write ``report.html`` and ``figures/`` into a run folder and return the page's path.
+
+    The page holds its figures and styles; it loads nothing. Every name in it is escaped.
+    """
+    notice = measures.experiment.get("demonstration", "")
+    colours = head_colours(list(dict.fromkeys(measures.results["head"])))
+    bars = auc_bars(measures.summary, colours, notice)
+    learning = _learning_panels(measures, colours, notice)
+    roc = _roc_panels(measures, colours, notice)
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    for picture in (bars, *learning, *roc):
+        (folder / f"{picture.name}.svg").write_bytes(picture.svg)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cxr_spark", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(auc=_auc, share=_share, image=_data_uri)
+    page = environment.get_template("page.html").render(
+        measures=measures,
+        experiment=measures.experiment["experiment"],
+        run=measures.experiment,
+        notice=notice,
+        rows=measures.summary.sort_values("test_auc", ascending=False, kind="stable").to_dict(
+            "records"
+        ),
+        seed_rows=measures.results.to_dict("records"),
+        answer=_answer(measures.summary),
+        imbalance=imbalance_table(measures.class_counts, measures.experiment["task"]["positive"]),
+        bars=bars,
+        learning=learning,
+        roc=roc,
+    )
+    file = run / "report.html"
+    file.write_text(page, encoding="utf-8")
+    return file
+
+
+def _answer(summary: pd.DataFrame) -> dict[str, Any]:
+    best = summary.loc[summary["test_auc"].idxmax()]
+    rivals = []
+    if pd.notna(best["test_auc_low"]):
+        within = summary[summary["test_auc_high"] >= best["test_auc_low"]]
+        rivals = [name for name in within["configuration"] if name != best["configuration"]]
+    return {"best": best.to_dict(), "rivals": rivals}
+
+
+def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[dict[str, Any]]:
+    """Return images by class for training and validation together, and for test, with their ratio.
+
+    The ratio is that of the seed paper's Table 1, negative to positive; for more than two classes
+    the smallest to the largest.
+
+    Args:
+        class_counts: images by class (rows, in the order of labels) and split (columns).
+        positive: index of the positive class, or None.
+    """
+    rows = []
+    for name, splits in (("training + validation", ["train", "val"]), ("test", ["test"])):
+        counts = class_counts[splits].sum(axis=1)
+        if positive is None:
+            ratio = counts.min() / counts.max()
+        else:
+            ratio = counts.iloc[1 - positive] / counts.iloc[positive]
+        rows.append(
+            {
+                "part": name,
+                "counts": counts.to_dict(),
+                "n": int(counts.sum()),
+                "ratio": float(ratio),
+            }
+        )
+    return rows
+
+
+def _learning_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> list[Picture]:
+    pictures = []
+    for keys, rows in measures.results.reset_index().groupby(["configuration", "head"], sort=False):
+        configuration, head = keys
+        curves = []
+        for index in rows["index"]:
+            history = measures.histories[index]
+            for key, label, dashed in (("auc", "training", False), ("val_auc", "validation", True)):
+                epochs = np.arange(1, len(history[key]) + 1)
+                curves.append(Curve(head, label, epochs, np.array(history[key]), dashed))
+        pictures.append(
+            panel(
+                f"learning_{configuration}", configuration, curves, colours,
+                x_label="epoch", y_label="AUC (Keras' metric)", notice=notice,
+            )
+        )  # fmt: skip
+    return pictures
+
+
+def _roc_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> list[Picture]:
+    if not measures.roc_curves:
+        return []
+    pictures = []
+    for keys, rows in measures.results.reset_index().groupby(
+        ["backbone", "preprocessing"], sort=False
+    ):
+        backbone, preprocessing = keys
+        curves = [
+            Curve(row["head"], row["head"], *measures.roc_curves[row["index"]])
+            for row in rows.to_dict("records")
+        ]
+        title = backbone if preprocessing == "none" else f"{backbone} ({preprocessing})"
+        pictures.append(
+            panel(
+                f"roc_{backbone}-{preprocessing}", title, curves, colours, diagonal=True,
+                x_label="1 - specificity", y_label="sensitivity", notice=notice,
+            )
+        )  # fmt: skip
+    return pictures
+
+
+def _auc(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{100 * value:.1f} %"
+
+
+def _data_uri(picture: Picture) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.svg).decode()
