@@ -1,0 +1,206 @@
+"""The table of backbones, their weights, and the function that makes features of pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.errors import UserError, one_of
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One convolutional network of keras.applications, without its top.
+
+    Attributes:
+        name: the name of its function in keras.applications.
+        module: the module of keras.applications that holds its ``preprocess_input``.
+        keras_file: name of the ImageNet weights, without the top, in Keras' cache.
+        min_size: smallest height and width in pixels that the network accepts.
+        expects_raw: whether its weights expect raw pixels in [0, 255], rescaled inside the network.
+    """
+
+    name: str
+    module: str
+    keras_file: str
+    min_size: int
+    expects_raw: bool
+
+
+_NO_TOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+# Names, files and sizes as in keras.applications 3.12 to 3.15.
+BACKBONES = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone("ResNet50", "resnet", f"resnet50_{_NO_TOP}", 32, False),
+        Backbone(
+            "MobileNetV3Small",
+            "mobilenet_v3",
+            "weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
+            32,
+            True,
+        ),
+        Backbone("EfficientNetV2S", "efficientnet_v2", "efficientnetv2-s_notop.h5", 32, True),
+        Backbone("InceptionV3", "inception_v3", f"inception_v3_{_NO_TOP}", 75, False),
+        Backbone("Xception", "xception", f"xception_{_NO_TOP}", 71, False),
+        Backbone("DenseNet121", "densenet", f"densenet121_{_NO_TOP}", 32, False),
+    )
+}
+
+RANDOM_SEED = 0
+
+Forward = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], ...]]
+
+
+def check_image_size(name: str, image_size: tuple[int, int]) -> None:
+    """Raise UserError where ``image_size``, (height, width), is smaller than the backbone takes."""
+    smallest = BACKBONES[name].min_size
+    if min(image_size) < smallest:
+        raise UserError(
+            f"Expected image_size of at least {smallest} for {name}. "
+            f"Received: {image_size[0]}x{image_size[1]}"
+        )
+
+
+def load_backbone(name: str, image_size: tuple[int, int], weights: str) -> Any:
+    """Build a backbone with its weights: float32 (n_images, height, width, 3) to a feature map.
+
+    Args:
+        name: a key of ``BACKBONES``.
+        image_size: (height, width) in pixels.
+        weights: 'imagenet' (Keras' download or cache), 'random' (the initialisation of seed 0), a
+            folder that holds ``<name>.weights.h5`` or the file of Keras' cache, or such a file
+            itself.
+
+    Returns:
+        A frozen ``keras.Model``.
+
+    Raises:
+        UserError: the name is unknown, or the weights are missing, cannot be had or fit another
+            backbone.
+    """
+    if name not in BACKBONES:
+        raise one_of("backbone", name, BACKBONES)
+    check_image_size(name, image_size)
+    file = None if weights in ("imagenet", "random") else find_weights(name, weights)
+    import keras
+
+    keras.utils.set_random_seed(RANDOM_SEED)
+    build = getattr(keras.applications, name)
+    try:
+        model = build(
+            weights="imagenet" if weights == "imagenet" else None,
+            include_top=False,
+            input_shape=(*image_size, 3),
+        )
+    except Exception as error:
+        if weights != "imagenet":
+            raise
+        raise UserError(
+            f"Expected to download the ImageNet weights of {name}. Received: {error}. "
+            "Without a network give --weights DIR, a folder with the weights, or --weights random."
+        ) from error
+    if file is not None:
+        _load_weights(model, name, file)
+    model.trainable = False
+    return model
+
+
+def find_weights(name: str, weights: str) -> Path:
+    """Return the weights file of a backbone in a folder, by our name or Keras', or the file itself.
+
+    Raises:
+        UserError: neither of the two files is there.
+    """
+    place = Path(weights)
+    if place.is_file():
+        return place
+    names = (f"{name}.weights.h5", BACKBONES[name].keras_file)
+    for candidate in names:
+        if (place / candidate).is_file():
+            return place / candidate
+    known = "a folder" if place.is_dir() else "imagenet, random or a folder that exists"
+    raise UserError(
+        f"Expected --weights to be {known} that holds {' or '.join(names)}. Received: {weights}"
+    )
+
+
+def _load_weights(model: Any, name: str, file: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            # Keras warns of layers that a file does not hold, and leaves them as they were.
+            warnings.filterwarnings("error", message=".*freshly-initialized")
+            model.load_weights(str(file))
+    except Exception as error:  # Keras and h5py raise many kinds
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"Expected the weights of {name}. Received: {file}, which does not fit: {first[:300]}"
+        ) from error
+
+
+def weights_digest(model: Any) -> str:
+    """Return the SHA-256 of weights as loaded: every array's shape and float32 bytes, in order."""
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = np.ascontiguousarray(variable.numpy(), dtype="<f4")
+        digest.update(repr(array.shape).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def preprocess(name: str, preprocessing: str, pixels: Any) -> Any:
+    """Return RGB pixels in [0, 255] as ``preprocessing`` leaves them.
+
+    'none' leaves them as they are; 'keras' is the backbone's own preprocess_input.
+    """
+    if preprocessing == "none":
+        return pixels
+    module = importlib.import_module(f"keras.applications.{BACKBONES[name].module}")
+    return module.preprocess_input(pixels)
+
+
+def compile_forward(
+    model: Any, name: str, preprocessing: str, *, batch_size: int, feature_maps: bool
+) -> Forward:
+    """Return a function from grey pixels to features, compiled once for one shape.
+
+    The variables are folded into constants, so that batch normalisation folds into the convolutions
+    (8 to 32 % faster on processors, features equal to 3e-7).
+
+    Args:
+        model: what ``load_backbone`` returned.
+        name: the backbone.
+        preprocessing: 'none' or 'keras'.
+        batch_size: images in each batch; the function takes no other number.
+        feature_maps: whether to return the map as well.
+
+    Returns:
+        A function from float32 of shape (batch_size, height, width, 1) in [0, 255] to
+        (pooled float32 of shape (batch_size, channels),) or (pooled, feature map of shape
+        (batch_size, map_height, map_width, channels)).
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    height, width = model.input_shape[1:3]
+
+    def features(grey: Any) -> tuple[Any, ...]:
+        pixels = preprocess(name, preprocessing, tf.repeat(grey, 3, axis=-1))
+        feature_map = model(pixels, training=False)
+        pooled = tf.reduce_mean(feature_map, axis=(1, 2))
+        return (pooled, feature_map) if feature_maps else (pooled,)
+
+    signature = tf.TensorSpec((batch_size, height, width, 1), tf.float32)
+    frozen = convert_variables_to_constants_v2(
+        tf.function(features).get_concrete_function(signature)
+    )
+    return lambda grey: tuple(output.numpy() for output in frozen(tf.constant(grey)))
