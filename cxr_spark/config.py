@@ -1,0 +1,192 @@
+"""An experiment: what YAML file and flags ask for, typed and validated before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cxr_spark.errors import UserError, nearest, one_of
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DatasetConfig(_Section):
+    """How paths are read: the adapter, and for ``folder`` where the patient stands in them."""
+
+    adapter: Literal["kermany", "folder"] = "kermany"
+    patient_pattern: str | None = None
+
+
+class SplitConfig(_Section):
+    """How validation images, and test images where no official ones exist, are chosen."""
+
+    unit: Literal["patient", "image"] = "patient"
+    validation_fraction: Fraction = 0.1
+    test_fraction: Fraction | None = None
+    seed: int = 0
+
+
+class TrainingConfig(_Section):
+    """How each head is trained; ``early_stopping`` is the patience in epochs, null for none."""
+
+    epochs: Count = 10
+    batch_size: Count = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    early_stopping: Count | None = None
+
+
+class PhantomConfig(_Section):
+    """How many phantoms a demonstration draws, and how large they are in pixels."""
+
+    n_images: Annotated[int, Field(ge=60)] = 720
+    image_size: Annotated[int, Field(ge=32)] = 128
+    seed: int = 0
+
+
+class Experiment(_Section):
+    """Everything a run depends on; each field may stand in the YAML, a flag of its name wins."""
+
+    name: str = "experiment"
+    images: str | None = None
+    features: str | None = None
+    run: str | None = None
+    phantoms: PhantomConfig | None = None
+    limit: Count | None = None
+    dataset: DatasetConfig = DatasetConfig()
+    task: Literal["pneumonia", "normal-bacteria-virus", "findings"] = "pneumonia"
+    positive: str | None = None
+    split: SplitConfig = SplitConfig()
+    backbones: Annotated[list[str], Field(min_length=1)]
+    weights: str = "imagenet"
+    preprocessing: Annotated[list[Literal["none", "keras"]], Field(min_length=1)] = ["none"]
+    image_size: tuple[Count, Count] = (224, 224)
+    feature_maps: bool = False
+    extraction: list[str] = []
+    heads: Annotated[list[str], Field(min_length=1)] = ["gap", "fc1024"]
+    standardise: bool = False
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    training: TrainingConfig = TrainingConfig()
+    overwrite: bool = False
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (
+            (value, value)
+            if isinstance(value, int)
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+        )
+
+    @field_validator("preprocessing", mode="before")
+    @classmethod
+    def _one_preprocessing(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("backbones", "heads", "seeds", "preprocessing", "extraction")
+    @classmethod
+    def _no_duplicates(cls, value: list[Any]) -> list[Any]:
+        if len(set(value)) != len(value):
+            raise ValueError("nothing may be named twice")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_not_negative(cls, value: list[int]) -> list[int]:
+        if min(value) < 0:
+            raise ValueError("seeds are whole numbers from 0")
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Experiment:
+        # The tables import nothing heavy; they are imported here so that each name has one home.
+        from cxr_spark.backbones import BACKBONES, check_image_size
+        from cxr_spark.dataset.adapters import make_adapter
+        from cxr_spark.training.heads import HEADS
+
+        for backbone in self.backbones:
+            if backbone not in BACKBONES:
+                raise one_of("each of backbones", backbone, BACKBONES)
+            check_image_size(backbone, self.image_size)
+        for head in self.heads:
+            if head not in HEADS:
+                raise one_of("each of heads", head, HEADS)
+        make_adapter(self.dataset.adapter, self.dataset.patient_pattern)
+        if (
+            self.dataset.adapter == "folder"
+            and self.dataset.patient_pattern is None
+            and self.split.unit == "patient"
+        ):
+            raise UserError(
+                "Expected dataset.patient_pattern, from which split.unit: patient knows the "
+                "patients. Received: none. Give the pattern, or set split.unit: image."
+            )
+        return self
+
+
+def load_experiment(path: str, flags: dict[str, Any]) -> Experiment:
+    """Read a YAML file, let ``flags`` that are not None win over it, and validate the whole.
+
+    Args:
+        path: a YAML file whose keys are the fields of ``Experiment``.
+        flags: values by the name of the field they replace.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, or a value has the wrong type or name.
+    """
+    try:
+        stated = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(
+            f"Expected --config to be a YAML file. Received: {path} ({error.strerror})"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"Expected --config to be a YAML file. Received: {path} ({error})"
+        ) from error
+    if not isinstance(stated, dict):
+        raise UserError(f"Expected keys and values in {path}. Received: a {type(stated).__name__}")
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Experiment.model_validate({**stated, **given})
+    except ValidationError as error:
+        raise UserError(_first_problem(error, path, given)) from None
+
+
+def _first_problem(error: ValidationError, path: str, flags: dict[str, Any]) -> str:
+    problem = error.errors()[0]
+    keys = [key for key in problem["loc"] if not isinstance(key, int)]
+    name = ".".join(str(key) for key in keys)
+    place = f"--{keys[0]}".replace("_", "-") if keys and keys[0] in flags else f"{name} in {path}"
+    if problem["type"] == "extra_forbidden":
+        section: Any = Experiment
+        for key in keys[:-1]:
+            section = section.model_fields[str(key)].annotation
+            section = next(
+                (part for part in getattr(section, "__args__", ()) if part is not type(None)),
+                section,
+            )
+        known = list(section.model_fields)
+        return (
+            f"Expected only known keys in {path}. Received: {name}."
+            f"{nearest(keys[-1], known) or ' Known: ' + ', '.join(known) + '.'}"
+        )
+    if problem["type"] == "missing":
+        return f"Expected the key {name} in {path}. Received: none"
+    hint = ""
+    if problem["type"] == "literal_error":
+        hint = nearest(
+            problem["input"],
+            str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", "),
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"Expected a valid {place}: {message}. Received: {problem['input']!r}.{hint}"

@@ -1,0 +1,157 @@
+"""Extraction on a cluster: which images, which backbones are still to run, and their commit."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.account import Failure, account_errors
+from cxr_spark.extraction.listing import accept_listing, stage_listing
+from cxr_spark.extraction.load import LoadedBackbone
+from cxr_spark.extraction.one_pass import run_pass
+from cxr_spark.extraction.store import (
+    ExtractionRecord,
+    Listing,
+    clear_store,
+    commit,
+    list_extractions,
+    location,
+    read_record,
+)
+from cxr_spark.spark import describe_session
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExtractionRequest:
+    """What is to be extracted, and where to.
+
+    Attributes:
+        experiment: names the adapter and the limit.
+        images: the image root, at the same path on driver and executors.
+        features: the features folder, at the same path on driver and executors.
+        feature_maps: whether to store feature maps beside pooled features.
+        demonstration: why the features say nothing of real X-rays, or an empty string.
+    """
+
+    experiment: Experiment
+    images: Path
+    features: Path
+    feature_maps: bool
+    demonstration: str = ""
+
+
+def extract(
+    spark: SparkSession,
+    request: ExtractionRequest,
+    backbones: Sequence[LoadedBackbone],
+    *,
+    overwrite: bool = False,
+) -> list[ExtractionRecord]:
+    """Extract the features of all images by all backbones into a feature store.
+
+    Extractions that the store already holds, of the same images, are not computed again.
+
+    Args:
+        spark: the session.
+        request: what, and where to.
+        backbones: what ``load_backbones`` returned.
+        overwrite: whether to empty the features folder first.
+
+    Returns:
+        The record of each backbone's extraction, in the order of ``backbones``.
+
+    Raises:
+        UserError: the features folder was made of other images, or no image could be used.
+    """
+    features = request.features
+    created = not features.exists()
+    staging = features / f"_staging-{uuid.uuid4().hex}"
+    try:
+        listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
+        if overwrite:
+            clear_store(features)
+        accept_listing(features, staging / "manifest", listing)
+        todo = [b for b in backbones if not _is_done(features, b, request.feature_maps)]
+        for backbone in backbones:
+            state = "to be computed" if backbone in todo else "already in the store"
+            log.info(
+                "%s: extraction %s, %s",
+                backbone.identity.backbone,
+                backbone.identity.fingerprint,
+                state,
+            )
+        if todo:
+            manifest = spark.read.parquet(location(features / "manifest"))
+            failures = run_pass(
+                spark, manifest, listing, todo, staging / "features",
+                feature_maps=request.feature_maps,
+            )  # fmt: skip
+            for backbone in todo:
+                _commit(spark, request, backbone, listing, failures, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if created and features.exists() and not list_extractions(features):
+            shutil.rmtree(features)
+    return [read_record(features / backbone.identity.fingerprint) for backbone in backbones]
+
+
+def _is_done(features: Path, backbone: LoadedBackbone, feature_maps: bool) -> bool:
+    for record in list_extractions(features):
+        if record.fingerprint == backbone.identity.fingerprint:
+            return record.feature_map_shape is not None or not feature_maps
+    return False
+
+
+def _commit(
+    spark: SparkSession,
+    request: ExtractionRequest,
+    backbone: LoadedBackbone,
+    listing: Listing,
+    failures: list[Failure],
+    staging: Path,
+) -> None:
+    """Account for every image of one backbone's extraction and move it into its place."""
+    identity = backbone.identity
+    staged = staging / "features" / f"fingerprint={identity.fingerprint}"
+    staged_errors = staging / "errors" / f"fingerprint={identity.fingerprint}"
+    if not staged.is_dir():
+        reasons = "; ".join(sorted({error for *_, error in failures})[:3])
+        raise UserError(
+            f"Expected at least one image that can be used. Received: {listing.n_images} images, "
+            f"all with errors ({reasons})"
+        )
+    manifest = spark.read.parquet(location(request.features / "manifest"))
+    rows = spark.read.parquet(location(staged))
+    errors = account_errors(spark, manifest, rows, failures)
+    errors.coalesce(1).write.parquet(location(staged_errors))
+    record = ExtractionRecord(
+        identity=identity,
+        weights=backbone.weights,
+        feature_map_shape=backbone.feature_map_shape if request.feature_maps else None,
+        n_images=listing.n_images,
+        n_rows=rows.count(),
+        n_errors=spark.read.parquet(location(staged_errors)).count(),
+        listing_digest=listing.digest,
+        demonstration=request.demonstration,
+        spark=describe_session(spark),
+    )
+    commit(request.features, staged, staged_errors, record)
+    log.info(
+        "%s: %d images in = %d rows + %d errors",
+        identity.backbone,
+        record.n_images,
+        record.n_rows,
+        record.n_errors,
+    )

@@ -1,0 +1,67 @@
+"""The listing of an image root in a features folder: one folder holds one set of images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxr_spark.config import Experiment
+from cxr_spark.dataset.manifest import even_sample, read_listing
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.store import (
+    MANIFEST_COLUMNS,
+    Listing,
+    location,
+    read_listing_record,
+    write_listing_record,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def stage_listing(
+    spark: SparkSession, experiment: Experiment, images: Path, folder: Path
+) -> Listing:
+    """Write every image found under a root to ``folder``, as Parquet, and return what they are.
+
+    Args:
+        spark: the session.
+        experiment: names the adapter and the limit.
+        images: the image root.
+        folder: a new folder.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    dataset = experiment.dataset
+    found = read_listing(spark, str(images), dataset.adapter, dataset.patient_pattern)
+    if experiment.limit is not None:
+        found = even_sample(found, experiment.limit)
+    found.select(*MANIFEST_COLUMNS, "error").write.parquet(location(folder))
+    row = (
+        spark.read.parquet(location(folder))
+        .agg(
+            F.count("*").alias("n_images"),
+            F.count("error").alias("n_refused"),
+            F.bit_xor(F.xxhash64("image_id", "path", "length", "modified")).alias("digest"),
+        )
+        .first()
+    )
+    assert row is not None  # an aggregate without groups has one row
+    return Listing(row["n_images"], row["n_refused"], f"{row['digest'] & (2**64 - 1):016x}")
+
+
+def accept_listing(features: Path, staged: Path, listing: Listing) -> None:
+    """Make the staged listing the store's manifest; refuse it where the store has other images."""
+    stored = read_listing_record(features)
+    if stored is None:
+        shutil.rmtree(features / "manifest", ignore_errors=True)
+        staged.rename(features / "manifest")
+        write_listing_record(features, listing)
+    elif stored != listing:
+        raise UserError(
+            f"Expected the features folder of the same images. Received: {features}, made of "
+            f"{stored.n_images} images, where --images (and --limit) now give {listing.n_images}; "
+            "names, sizes or times differ. Give another --features, or --overwrite to start afresh."
+        )

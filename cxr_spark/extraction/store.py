@@ -1,0 +1,230 @@
+"""The feature store on disk: its columns, the identity of an extraction, and the folders of both.
+
+FEATURES/
+  manifest/                     Parquet, a row for every image found; _manifest.json beside
+  <fingerprint>/                Parquet, a row for every image used; _extraction.json beside
+  errors/fingerprint=.../       Parquet, a row for every image that could not be used
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_spark.errors import UserError
+
+CONTRACT = 1
+
+MANIFEST_COLUMNS = {
+    "image_id": "string",
+    "path": "string",
+    "length": "bigint",
+    "modified": "timestamp",
+    "patient_id": "string",
+    "finding": "string",
+    "official_split": "string",
+}
+FEATURE_COLUMNS = {**MANIFEST_COLUMNS, "height": "int", "width": "int", "pooled": "array<float>"}
+FEATURE_MAP_COLUMNS = {"feature_map": "binary", "feature_map_scale": "float"}
+ERROR_COLUMNS = {
+    "image_id": "string",
+    "path": "string",
+    "length": "bigint",
+    "stage": "string",
+    "error": "string",
+}
+
+
+def schema(columns: dict[str, str]) -> str:
+    """Return a table of columns as the DDL string that Spark takes."""
+    return ", ".join(f"{name} {kind}" for name, kind in columns.items())
+
+
+def location(folder: Path) -> str:
+    """Return a local or mounted folder as Spark and petastorm take it: a URI, nothing encoded."""
+    return "file://" + os.path.abspath(folder)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two features comparable; features of different identities are never mixed.
+
+    Attributes:
+        weights_digest: SHA-256 of the weights as loaded (``backbones.weights_digest``).
+        image_size: (height, width) in pixels.
+        contract: version of these tables and of how pixels are made.
+    """
+
+    backbone: str
+    weights_digest: str
+    preprocessing: str
+    image_size: tuple[int, int]
+    resize: str = "bilinear"
+    precision: str = "float32"
+    contract: int = CONTRACT
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of all fields."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ExtractionRecord:
+    """What ``_extraction.json`` holds: the identity, and how the features came to be.
+
+    Attributes:
+        weights: 'imagenet', 'random', or the name of the weights folder.
+        feature_map_shape: (height, width, channels) of the stored maps; None where none are stored.
+        n_images: images found = ``n_rows`` + ``n_errors``.
+        listing_digest: of the set of images found, to tell whether a folder has changed.
+        demonstration: why the features say nothing of real X-rays, or an empty string.
+        spark: versions and the Spark configuration that made them.
+    """
+
+    identity: Identity
+    weights: str
+    feature_map_shape: tuple[int, int, int] | None
+    n_images: int
+    n_rows: int
+    n_errors: int
+    listing_digest: str
+    demonstration: str
+    spark: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the identity, which is the name of the data set's folder."""
+        return self.identity.fingerprint
+
+    def describe(self) -> str:
+        """Return one line for a list of extractions."""
+        identity = self.identity
+        size = "x".join(str(side) for side in identity.image_size)
+        maps = "with" if self.feature_map_shape else "without"
+        return (
+            f"{self.fingerprint} ({identity.backbone}, weights {self.weights} "
+            f"{identity.weights_digest[:8]}, preprocessing {identity.preprocessing}, {size}, "
+            f"{self.n_rows} images, {maps} feature maps)"
+        )
+
+
+RECORD_NAME = "_extraction.json"
+
+
+def read_record(folder: Path) -> ExtractionRecord:
+    """Read ``_extraction.json`` of a data set.
+
+    Raises:
+        UserError: the file is missing, is no such record, or its identity has been changed.
+    """
+    file = folder / RECORD_NAME
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        stated = fields.pop("fingerprint")
+        identity = dict(fields.pop("identity"))
+        identity["image_size"] = tuple(identity["image_size"])
+        shape = fields.pop("feature_map_shape")
+        record = ExtractionRecord(
+            Identity(**identity), feature_map_shape=shape and tuple(shape), **fields
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Expected the record of an extraction. Received: {file} ({error})"
+        ) from error
+    if not stated == record.fingerprint == folder.name:
+        raise UserError(
+            f"Expected {file} to describe the extraction {folder.name}. "
+            "Received: one whose identity has the "
+            f"fingerprint {record.fingerprint}. Extract again with --overwrite."
+        )
+    return record
+
+
+def list_extractions(features: Path) -> list[ExtractionRecord]:
+    """Return the records of all finished extractions of a folder, by backbone and fingerprint."""
+    found = [read_record(file.parent) for file in sorted(features.glob(f"*/{RECORD_NAME}"))]
+    return sorted(found, key=lambda record: (record.identity.backbone, record.fingerprint))
+
+
+def commit(features: Path, staged: Path, staged_errors: Path, record: ExtractionRecord) -> None:
+    """Move one backbone's features and errors from the staging area into their place.
+
+    Raises:
+        RuntimeError: rows and errors do not add up to the images found.
+    """
+    if record.n_rows + record.n_errors != record.n_images:
+        raise RuntimeError(
+            f"{record.describe()}: {record.n_images} images in, "
+            f"but {record.n_rows} rows and {record.n_errors} errors"
+        )
+    write_json(
+        staged / RECORD_NAME, {"fingerprint": record.fingerprint, **dataclasses.asdict(record)}
+    )
+    places = (
+        features / "errors" / f"fingerprint={record.fingerprint}",
+        features / record.fingerprint,
+    )
+    for source, place in zip((staged_errors, staged), places, strict=True):
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        source.rename(place)
+
+
+def clear_store(features: Path) -> None:
+    """Remove every table of a feature store, and nothing else that its folder may hold."""
+    for record in features.glob(f"*/{RECORD_NAME}"):
+        shutil.rmtree(record.parent)
+    for name in ("manifest", "errors"):
+        shutil.rmtree(features / name, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images that a features folder is made of.
+
+    Attributes:
+        n_images: how many were found.
+        n_refused: how many of them have a path that the adapter does not recognise.
+        digest: of the set of their names, places, sizes and times.
+    """
+
+    n_images: int
+    n_refused: int
+    digest: str
+
+
+def write_listing_record(features: Path, listing: Listing) -> None:
+    """Write the record beside the manifest; without it the manifest does not count."""
+    write_json(features / "manifest" / "_manifest.json", dataclasses.asdict(listing))
+
+
+def read_listing_record(features: Path) -> Listing | None:
+    """Return the record of a features folder's manifest, or None where it has none.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    file = features / "manifest" / "_manifest.json"
+    if not file.exists():
+        return None
+    try:
+        return Listing(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"Expected the record of a manifest. Received: {file} ({error})") from error
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all: beside first, then in its place."""
+    beside = file.with_name(f"_{file.name}.{os.getpid()}")
+    beside.write_text(
+        json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
+    beside.replace(file)

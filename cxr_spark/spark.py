@@ -1,0 +1,129 @@
+"""The Spark session, the code and files that executors need, and progress for people who watch."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+# Set where spark-submit and its properties file leave them open.
+DEFAULTS = {
+    # 256 encoded X-rays at a time: the default of 10,000 would be 2 GB of them.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    "spark.python.worker.reuse": "true",
+    "spark.sql.session.timeZone": "UTC",
+    # One file is open for each backbone, instead of sorting every feature map.
+    "spark.sql.maxConcurrentOutputFileWriters": "64",
+    "spark.sql.parquet.compression.codec": "zstd",
+    "spark.ui.showConsoleProgress": "false",
+}
+
+
+@contextmanager
+def open_session(name: str) -> Iterator[SparkSession]:
+    """Yield the session of this job, with the package shipped to its executors, and stop it after.
+
+    Master and resources come from spark-submit; ``DEFAULTS`` fill what it leaves open.
+    """
+    from pyspark import SparkConf, SparkContext
+    from pyspark.sql import SparkSession
+
+    SparkContext._ensure_initialized()  # the JVM that spark-submit started holds its configuration
+    conf = SparkConf()
+    for key, value in DEFAULTS.items():
+        conf.setIfMissing(key, value)
+    spark = SparkSession.builder.appName(name).config(conf=conf).getOrCreate()
+    spark.sparkContext.setLogLevel(conf.get("spark.log.level", "ERROR") or "ERROR")
+    with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
+        try:
+            spark.sparkContext.addPyFile(str(_zip_package(Path(folder))))
+            yield spark
+        finally:
+            spark.stop()
+
+
+def _zip_package(folder: Path) -> Path:
+    """Write this package's source as a zip; executors sent it need its dependencies only."""
+    package, archive = Path(__file__).parent, folder / "cxr_spark_package.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for source in sorted(package.rglob("*.py")):
+            file.write(source, source.relative_to(package.parent))
+    return archive
+
+
+@contextmanager
+def progress(
+    spark: SparkSession, what: str, n_images: int, every_s: float = 10.0
+) -> Iterator[None]:
+    """Log, while the block runs, how many images are done by the share of tasks that have ended."""
+    context = spark.sparkContext
+    group = f"{what}-{time.monotonic_ns()}"
+    context.setJobGroup(group, what)
+    done = threading.Event()
+
+    def watch() -> None:
+        tracker, began = context.statusTracker(), time.monotonic()
+        while not done.wait(every_s):
+            stages = [
+                tracker.getStageInfo(stage)
+                for job in tracker.getJobIdsForGroup(group)
+                if (jobs := tracker.getJobInfo(job))
+                for stage in jobs.stageIds
+            ]
+            n_tasks = sum(stage.numTasks for stage in stages if stage)
+            n_done = sum(stage.numCompletedTasks for stage in stages if stage)
+            if n_tasks:
+                log.info(
+                    "%s: %s",
+                    what,
+                    _progress_line(n_done / n_tasks, n_images, time.monotonic() - began),
+                )
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        context.setJobGroup("", "")
+
+
+def _progress_line(share: float, n_images: int, seconds: float) -> str:
+    images = share * n_images
+    rate = images / seconds
+    left = f"{(n_images - images) / rate:.0f} s left" if rate else "no task has ended yet"
+    return f"about {images:,.0f} of {n_images:,} images, {rate:,.0f} images/s, {left}"
+
+
+def describe_session(spark: SparkSession) -> dict[str, Any]:
+    """Return versions and the settings of a session, for the record of what it made."""
+    shown = (
+        "spark.master",
+        "spark.executor.",
+        "spark.driver.memory",
+        "spark.task.",
+        "spark.sql.",
+        "spark.python.",
+    )
+    conf = spark.sparkContext.getConf().getAll()
+    return {
+        "version": spark.version,
+        "default_parallelism": spark.sparkContext.defaultParallelism,
+        "conf": {
+            key: value
+            for key, value in sorted(conf)
+            if key.startswith(shown) and "JavaOptions" not in key
+        },
+    }

@@ -1,0 +1,1 @@
+"""Feature store to heads and their predictions, on the driver."""

@@ -1,0 +1,66 @@
+"""What the tests share: one local Spark, phantoms, and the optional folder of real X-rays."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+
+from cxr_spark.config import Experiment
+from cxr_spark.dataset.phantoms import draw_phantoms
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[object]:
+    """One local session with two cores for all tests, as jobs open it."""
+    os.environ["PYSPARK_SUBMIT_ARGS"] = (
+        "--master local[2] --conf spark.ui.enabled=false --conf spark.sql.shuffle.partitions=4 "
+        "--driver-memory 2g pyspark-shell"
+    )
+    from cxr_spark.spark import open_session
+
+    with open_session("tests") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 90 phantoms of 64 px in Kermany's layout."""
+    root = tmp_path_factory.mktemp("phantoms")
+    draw_phantoms(root, n_images=90, image_size=64, seed=0)
+    return root
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    """A small experiment on phantoms."""
+    return Experiment(
+        backbones=["MobileNetV3Small"],
+        weights="random",
+        image_size=64,  # type: ignore[arg-type]
+        heads=["gap"],
+        standardise=True,
+    )
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded random numbers."""
+    return np.random.default_rng(0)
+
+
+def shared(name: str) -> Path:
+    """Return a folder of real X-rays, weights or programs, or skip the test where it is missing."""
+    root = os.environ.get("CXR_SHARED")
+    if not root or not (Path(root) / name).exists():
+        pytest.skip(f"CXR_SHARED points to no folder that holds {name}")
+    return Path(root) / name

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cxr_spark.config import load_experiment
+from cxr_spark.errors import UserError
+from tests.conftest import ROOT
+
+
+def write(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_the_experiments_that_we_ship_are_valid(name: str) -> None:
+    experiment = load_experiment(str(ROOT / "conf" / f"{name}.yaml"), {})
+    assert experiment.name == name
+
+
+def test_the_papers_experiment_is_the_papers() -> None:
+    paper = load_experiment(str(ROOT / "conf" / "paper.yaml"), {})
+    assert len(paper.backbones) * len(paper.heads) == 12
+    assert (paper.seeds, paper.split.seed, paper.split.unit) == ([0], 0, "image")
+    assert (paper.training.epochs, paper.training.learning_rate) == (10, 0.001)
+    assert (paper.preprocessing, paper.standardise) == (["none"], False)
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "backbones: [ResNet50]\nseeds: [3]\nlimit: 5\n")
+    experiment = load_experiment(file, {"seeds": [0, 1], "limit": None, "weights": "random"})
+    assert (experiment.seeds, experiment.limit, experiment.weights) == ([0, 1], 5, "random")
+
+
+def test_one_number_is_a_square_and_two_are_height_and_width(tmp_path: Path) -> None:
+    for text, size in (("128", (128, 128)), ("[96, 128]", (96, 128))):
+        file = write(tmp_path, f"backbones: [ResNet50]\nimage_size: {text}\n")
+        assert load_experiment(file, {}).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backbones: [Resnet51]", "backbones to be one of ResNet50.*Did you mean 'ResNet50'"),
+        ("backbones: [ResNet50]\nheads: [gapp]", "heads to be one of gap, fc1024.*mean 'gap'"),
+        ("backbones: [ResNet50]\nheds: [gap]", "only known keys.*heds.*mean 'heads'"),
+        ("backbones: [ResNet50]\nsplit: {unti: image}", "split.unti.*mean 'unit'"),
+        ("backbones: [ResNet50]\nphantoms: {images: 9}", "phantoms.images.*mean 'n_images'"),
+        ("backbones: [ResNet50]\nsplit: {unit: patients}", "split.unit.*mean 'patient'"),
+        ("backbones: [ResNet50]\ntask: pneumona", "task.*mean 'pneumonia'"),
+        ("backbones: [ResNet50]\nseeds: [a]", "seeds in .*integer.*Received: 'a'"),
+        ("backbones: [ResNet50]\nseeds: [-1]", "seeds"),
+        ("backbones: [ResNet50]\ntraining: {epochs: '10'}", "training.epochs.*Received: '10'"),
+        ("backbones: [ResNet50]\nimage_size: 16", "image_size of at least 32 for ResNet50"),
+        ("backbones: [Xception]\nimage_size: 64", "image_size of at least 71 for Xception"),
+        ("backbones: [ResNet50, ResNet50]", "named twice"),
+        ("backbones: []", "backbones"),
+        ("heads: [gap]", "the key backbones"),
+        ("- a\n- b", "keys and values"),
+        ("a: [", "to be a YAML file"),
+        ("backbones: [ResNet50]\ndataset: {adapter: folder}", "patient_pattern"),
+        ("backbones: [ResNet50]\nsplit: {validation_fraction: 1.5}", "validation_fraction"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        load_experiment(write(tmp_path, text), {})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
+    file = write(tmp_path, "backbones: [ResNet50]")
+    with pytest.raises(UserError, match="valid --limit.*Received: -3"):
+        load_experiment(file, {"limit": -3})
+    with pytest.raises(UserError, match="--config to be a YAML file"):
+        load_experiment(str(tmp_path / "none.yaml"), {})
