@@ -1,0 +1,47 @@
+# make setup   the environment, into .venv, from constraints.txt
+# make grid    the main job: [IMAGES=dir WEIGHTS=dir|imagenet|random CONFIG=file RUN=dir FEATURES=dir ARGS="--limit 400"]
+# make test    the tests
+# make lint    ruff and mypy
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYSPARK_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
+	SPARK_CONF_DIR="$(CURDIR)/conf"
+
+CONFIG ?= conf/demo.yaml
+RUN ?= runs/$(basename $(notdir $(CONFIG)))
+SPARK_CONF ?= conf/spark-local.conf
+FLAGS = --config "$(CONFIG)" --run "$(RUN)" $(if $(IMAGES),--images "$(IMAGES)") \
+	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FEATURES),--features "$(FEATURES)") $(ARGS)
+
+.PHONY: setup grid test lint check-tools clean
+
+setup: check-tools $(VENV)/.installed
+
+grid: setup
+	@$(IN_VENV) spark-submit --properties-file "$(SPARK_CONF)" jobs/grid.py $(FLAGS)
+
+test: setup
+	@$(IN_VENV) python -m pytest $(ARGS)
+
+lint: setup
+	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check . && $(IN_VENV) mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt "setuptools<70" wheel
+	@$(VENV)/bin/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+check-tools:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "cxr_spark needs Python 3.11, and found $$('$(PYTHON)' --version 2>&1). Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { \
+		echo "cxr_spark needs Python's venv module. On Debian and Ubuntu: apt-get install python3.11-venv" >&2; exit 2; }
+	@java=$${JAVA_HOME:+$$JAVA_HOME/bin/}java; \
+	version=$$($$java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p'); \
+	test "$${version:-0}" -ge 17 || { \
+		echo "cxr_spark needs Java 17 or 21 (java on the PATH, or JAVA_HOME), and found $${version:-none}. On Debian and Ubuntu: apt-get install openjdk-17-jre-headless" >&2; exit 2; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,140 @@
+"""The flags of the jobs, and how a job ends. Imports nothing heavy: --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cxr_spark.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from cxr_spark.config import Experiment
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with one line, the nearest flag in it."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = [option for action in self._actions for option in action.option_strings]
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            hint = nearest(message.split()[2].split("=")[0], flags)
+        self.exit(2, f"{self.prog}: error: {message}.{hint} See --help.\n")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, received {text!r}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers separated by commas, received {text!r}"
+        ) from None
+
+
+# Every flag of every job; --config apart, each replaces the field of its name in the YAML file.
+_FLAGS: dict[str, dict[str, Any]] = {
+    "config": {
+        "metavar": "FILE",
+        "required": True,
+        "help": "the experiment, a YAML file such as conf/paper.yaml",
+    },
+    "images": {
+        "metavar": "DIR",
+        "help": "the folder of images, at the same path on driver and executors",
+    },
+    "features": {
+        "metavar": "DIR",
+        "help": "the features folder, at the same path on driver and executors",
+    },
+    "run": {
+        "metavar": "DIR",
+        "help": "the run folder: heads, predictions, results.csv, report.html",
+    },
+    "weights": {
+        "metavar": "imagenet|random|DIR",
+        "help": "Keras' download, seeded random weights, or a folder of weights files",
+    },
+    "backbones": {
+        "metavar": "A,B",
+        "type": _names,
+        "help": "which backbones, by their names in keras.applications",
+    },
+    "heads": {"metavar": "A,B", "type": _names, "help": "which heads"},
+    "seeds": {
+        "metavar": "0,1,2",
+        "type": _numbers,
+        "help": "seeds of the heads; the split has its own in the YAML",
+    },
+    "extraction": {
+        "metavar": "FINGERPRINT",
+        "type": _names,
+        "help": "which extraction, where the features folder holds several of a backbone",
+    },
+    "feature-maps": {
+        "action": "store_true",
+        "default": None,
+        "help": "store feature maps, which fc1024 takes",
+    },
+    "limit": {
+        "metavar": "N",
+        "type": int,
+        "help": "use N images only, an even sample over the sorted paths",
+    },
+    "overwrite": {
+        "action": "store_true",
+        "default": None,
+        "help": "start afresh where the output folder holds something else",
+    },
+}
+
+
+def parse_flags(
+    program: str, description: str, flags: Sequence[str], arguments: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Parse a job's flags and return the values given by field name; None where not given."""
+    parser = _Parser(prog=program, description=description, allow_abbrev=False)
+    for flag in flags:
+        options = dict(_FLAGS[flag])
+        if flag == "run" and "config" not in flags:
+            options["required"] = True
+        parser.add_argument(f"--{flag}", **options)
+    return vars(parser.parse_args(arguments))
+
+
+def read_experiment_flags(program: str, description: str, flags: Sequence[str]) -> Experiment:
+    """Parse a job's flags, read its YAML file and return the experiment that both make."""
+    given = parse_flags(program, description, flags)
+    from cxr_spark.config import load_experiment
+
+    return load_experiment(given.pop("config"), given)
+
+
+def run_job(main: Callable[[], None]) -> NoReturn:
+    """Run a job: one line and exit status 2 for a user's mistake, 130 for Ctrl-C, 0 for success."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("cxr_spark").setLevel(logging.INFO)
+    logging.getLogger("petastorm").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except UserError as error:
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            f"{os.path.basename(sys.argv[0])}: stopped; the same command goes on where it was",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,169 @@
+"""The stages of a run, each joining the rooms that it needs: extraction, training, report."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.training.heads import HEADS
+from cxr_spark.training.run_folder import begin_run, read_experiment, read_predictions, trained
+
+log = logging.getLogger(__name__)
+
+
+def run_extract(experiment: Experiment) -> None:
+    """Extract the features of the experiment's images into its features folder."""
+    images, features = (
+        _required(experiment.images, "images"),
+        _required(experiment.features, "features"),
+    )
+    _extract(experiment, images, features, feature_maps=experiment.feature_maps)
+
+
+def run_train(experiment: Experiment) -> None:
+    """Train the experiment's heads on its features folder and write results.csv."""
+    from cxr_spark.training.job import train
+
+    features, run = _required(experiment.features, "features"), _required(experiment.run, "run")
+    train(experiment, features, run, overwrite=experiment.overwrite)
+    write_results(run)
+
+
+def run_report(run: Path) -> None:
+    """Write results.csv and report.html again, from what the run folder holds."""
+    from cxr_spark.evaluation.results import roc_points, summarise
+    from cxr_spark.report.page import RunMeasures, write_report
+
+    results, predictions = write_results(run, show=False)
+    content = read_experiment(run)
+    positive = content["task"]["positive"]
+    counts = predictions[0].groupby(["label", "split"]).size().unstack(fill_value=0)
+    counts.index = pd.Index(content["task"]["classes"])
+    page = write_report(
+        run,
+        RunMeasures(
+            experiment=content,
+            results=results,
+            summary=summarise(results, predictions, positive),
+            histories=[record["history"] for record in trained(run)],
+            roc_curves=[]
+            if positive is None
+            else [roc_points(table, positive) for table in predictions],
+            class_counts=counts,
+        ),
+    )
+    log.info("report: %s", page)
+
+
+def run_grid(experiment: Experiment) -> None:
+    """Extract, train and report in one: features go to the run folder unless a folder is given."""
+    run = _required(experiment.run, "run")
+    images = _images(experiment, run)
+    begin_run(run, experiment, overwrite=experiment.overwrite)
+    if experiment.images is None:
+        from cxr_spark.dataset.phantoms import draw_phantoms
+
+        assert experiment.phantoms is not None, "_images refused it"
+        draw_phantoms(images, **experiment.phantoms.model_dump())
+    features = Path(experiment.features) if experiment.features else run / "features"
+    maps = experiment.feature_maps or any(
+        HEADS[head].takes == "feature_map" for head in experiment.heads
+    )
+    records = _extract(experiment, images, features, feature_maps=maps)
+    chosen = experiment.model_copy(
+        update={
+            "features": str(features),
+            "extraction": [record.fingerprint for record in records],
+            "overwrite": False,
+        }
+    )
+    run_train(chosen)
+    run_report(run)
+
+
+def _images(experiment: Experiment, run: Path) -> Path:
+    """Return the image root: the experiment's, checked, or where the run's phantoms are drawn."""
+    if experiment.images is not None:
+        from cxr_spark.dataset.manifest import check_images
+
+        check_images(
+            experiment.images, experiment.dataset.adapter, experiment.dataset.patient_pattern
+        )
+        return Path(experiment.images)
+    if experiment.phantoms is None:
+        raise UserError("Expected --images, or images: in the YAML file. Received: neither")
+    return run / "images"
+
+
+def _extract(
+    experiment: Experiment, images: Path, features: Path, *, feature_maps: bool
+) -> list[ExtractionRecord]:
+    from cxr_spark.dataset.manifest import check_images
+    from cxr_spark.dataset.phantoms import holds_phantoms
+    from cxr_spark.extraction.job import ExtractionRequest, extract
+    from cxr_spark.extraction.load import load_backbones
+    from cxr_spark.spark import open_session
+
+    check_images(str(images), experiment.dataset.adapter, experiment.dataset.patient_pattern)
+    if features.exists() and not features.is_dir():
+        raise UserError(f"Expected a folder under --features. Received: {features} (a file)")
+    reasons = {"generated chest phantoms, no X-rays": holds_phantoms(images)}
+    reasons["seeded random weights, untrained backbones"] = experiment.weights == "random"
+    demonstration = "; ".join(reason for reason, holds in reasons.items() if holds)
+    request = ExtractionRequest(
+        experiment=experiment,
+        images=images,
+        features=features,
+        feature_maps=feature_maps,
+        demonstration=f"Demonstration: {demonstration}." if demonstration else "",
+    )
+    with tempfile.TemporaryDirectory(prefix="cxr_spark-weights-") as folder:
+        backbones = load_backbones(experiment, Path(folder))
+        with open_session(f"cxr_spark extract {experiment.name}") as spark:
+            return extract(spark, request, backbones, overwrite=experiment.overwrite)
+
+
+def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequence[pd.DataFrame]]:
+    """Compute results.csv of a run folder from its predictions, and return it with them."""
+    from cxr_spark.evaluation.results import make_results, summarise
+
+    records = trained(run)
+    predictions = [
+        read_predictions(run, f"{record['configuration']}-seed{record['seed']}")
+        for record in records
+    ]
+    content = read_experiment(run)
+    positive = content["task"]["positive"]
+    results = make_results(predictions, records, positive, content["demonstration"])
+    beside = run / "_results.csv"
+    results.to_csv(beside, index=False, float_format="%.6f")
+    beside.replace(run / "results.csv")
+    if show:
+        _print_table(summarise(results, predictions, positive), content["demonstration"])
+    return results, predictions
+
+
+def _print_table(summary: pd.DataFrame, demonstration: str) -> None:
+    columns = {
+        "configuration": "configuration", "n_seeds": "seeds", "val_auc": "val AUC",
+        "test_auc": "test AUC", "test_auc_low": "low", "test_auc_high": "high",
+        "test_keras_auc": "Keras AUC", "paper_test_keras_auc": "paper's",
+    }  # fmt: skip
+    ordered = summary.sort_values("test_auc", ascending=False, kind="stable")
+    table = ordered[list(columns)].rename(columns=columns)
+    print(f"\n{demonstration}\n" if demonstration else "")
+    print(table.to_string(index=False, float_format="%.3f", na_rep="-"))
+    print("Not for clinical use.\n", flush=True)
+
+
+def _required(value: str | None, flag: str) -> Path:
+    if value is None:
+        raise UserError(f"Expected --{flag}, or {flag}: in the YAML file. Received: neither")
+    return Path(value)

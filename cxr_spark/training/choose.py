@@ -1,0 +1,91 @@
+"""Which extractions of a features folder an experiment trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.store import ExtractionRecord, list_extractions
+from cxr_spark.training.heads import HEADS
+
+
+def choose_extractions(
+    features: Path, experiment: Experiment
+) -> dict[tuple[str, str], ExtractionRecord]:
+    """Return the extraction to train on for each backbone and preprocessing of the experiment.
+
+    Raises:
+        UserError: there is none, there are several of a backbone and ``extraction`` does not
+            choose, they are of different images, or a head needs feature maps that are not stored.
+    """
+    if not features.is_dir():
+        raise UserError(
+            f"Expected a features folder under --features. Received: {features}. Run extract first."
+        )
+    stored = list_extractions(features)
+    unknown = set(experiment.extraction) - {record.fingerprint for record in stored}
+    if unknown:
+        raise UserError(
+            f"Expected --extraction to name extractions of {features}. "
+            f"Received: {', '.join(sorted(unknown))}. "
+            f"There are: {_list(stored)}"
+        )
+    chosen: dict[tuple[str, str], ExtractionRecord] = {}
+    for backbone in experiment.backbones:
+        of_backbone = [record for record in stored if record.identity.backbone == backbone]
+        named = [record for record in of_backbone if record.fingerprint in experiment.extraction]
+        candidates = named or of_backbone
+        for preprocessing in experiment.preprocessing:
+            fitting = [
+                record
+                for record in candidates
+                if (record.identity.preprocessing, record.identity.image_size)
+                == (preprocessing, experiment.image_size)
+            ]
+            if len(fitting) == 1 and len(candidates) <= len(experiment.preprocessing):
+                chosen[backbone, preprocessing] = fitting[0]
+                continue
+            if (
+                candidates
+                and (fitting or not named)
+                and len(candidates) > len(experiment.preprocessing)
+            ):
+                raise UserError(
+                    f"Expected one extraction of {backbone} in {features}, "
+                    "or --extraction FINGERPRINT to choose. "
+                    f"Received: {_list(of_backbone)}"
+                )
+            size = "x".join(str(side) for side in experiment.image_size)
+            raise UserError(
+                f"Expected an extraction of {backbone}, preprocessing {preprocessing}, {size}. "
+                f"Received: {features}, which holds {_list(stored) or 'none'}. "
+                "Run extract with this configuration."
+            )
+    _check_same_images(features, list(chosen.values()))
+    _check_feature_maps(list(chosen.values()), experiment.heads)
+    return chosen
+
+
+def _list(records: Sequence[ExtractionRecord]) -> str:
+    return "; ".join(record.describe() for record in records)
+
+
+def _check_same_images(features: Path, records: Sequence[ExtractionRecord]) -> None:
+    if len({record.listing_digest for record in records}) > 1:
+        raise UserError(
+            f"Expected extractions of the same images in {features}. Received: {_list(records)}. "
+            "Extract again with --overwrite."
+        )
+
+
+def _check_feature_maps(records: Sequence[ExtractionRecord], heads: Sequence[str]) -> None:
+    need = [head for head in heads if HEADS[head].takes == "feature_map"]
+    lacking = [record.identity.backbone for record in records if record.feature_map_shape is None]
+    if need and lacking:
+        raise UserError(
+            f"Expected feature maps, which the head {need[0]} takes. "
+            f"Received: pooled features alone of {', '.join(lacking)}. "
+            f"Run extract with --feature-maps, or leave {need[0]} out of --heads."
+        )

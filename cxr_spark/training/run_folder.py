@@ -1,0 +1,195 @@
+"""The run folder on disk: what an experiment was, its heads and its predictions.
+
+    RUN/
+      experiment.json               the resolved experiment, versions, seeds, fingerprints,
+                                    the images' account
+      heads/<name>.keras            a trained head, without optimizer state
+      heads/<name>.json             how it was trained: history by epoch, seconds
+      predictions/<name>.parquet    a row for every image, in the columns below
+
+A <name> is ``<configuration>-seed<seed>``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.store import ExtractionRecord, write_json
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("configuration", pa.string()),
+        ("backbone", pa.string()),
+        ("preprocessing", pa.string()),
+        ("head", pa.string()),
+        ("seed", pa.int32()),
+        ("split", pa.string()),
+        ("image_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("label", pa.int32()),
+        ("repeat", pa.int32()),
+        ("fold", pa.int32()),
+        ("score", pa.list_(pa.float32())),
+    ]
+)
+
+# Where an experiment's results go and where its images lie do not make it another experiment.
+_PLACES = {"name", "images", "features", "run", "feature_maps", "extraction", "overwrite"}
+_OURS = ("experiment.json", "heads", "predictions", "results.csv", "report.html", "figures")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A backbone, its preprocessing and a head: one thing that the experiment compares."""
+
+    backbone: str
+    preprocessing: str
+    head: str
+
+    @property
+    def name(self) -> str:
+        """The name that tables and files carry."""
+        return f"{self.backbone}-{self.preprocessing}-{self.head}"
+
+
+def begin_run(run: Path, experiment: Experiment, *, overwrite: bool = False) -> None:
+    """Make the run folder this experiment's, or go on with it where it is already.
+
+    Raises:
+        UserError: the folder holds another experiment and ``overwrite`` is not set.
+    """
+    stated = _stated(experiment)
+    if overwrite:
+        clear_run(run)
+    elif (run / "experiment.json").exists():
+        stored = read_experiment(run)["experiment"]
+        different = sorted(
+            key for key in {*stated, *stored} - _PLACES if stated.get(key) != stored.get(key)
+        )
+        if different:
+            key = different[0]
+            raise UserError(
+                "Expected --run to be new or to hold this experiment. "
+                f"Received: {run}, which differs in {', '.join(different)} "
+                f"({key} was {stored.get(key)!r}, is {stated.get(key)!r}). "
+                "Give another --run, or --overwrite to start afresh."
+            )
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "experiment.json", {"experiment": stated})
+
+
+def check_same_features(run: Path, records: Sequence[ExtractionRecord]) -> None:
+    """Refuse to go on with a run whose heads were trained on other features.
+
+    Raises:
+        UserError: the run folder tells of other extractions, or of other images.
+    """
+    content = read_experiment(run)
+    if "extractions" not in content:
+        return
+    before = {extraction["fingerprint"] for extraction in content["extractions"]}
+    now = {record.fingerprint for record in records}
+    if before != now or content["images"]["listing_digest"] != records[0].listing_digest:
+        raise UserError(
+            f"Expected the features that {run} was trained on, {', '.join(sorted(before))}. "
+            f"Received: {', '.join(sorted(now))}, or the same of other images. "
+            "Give another --run, or --overwrite to start afresh."
+        )
+
+
+def _stated(experiment: Experiment) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(experiment.model_dump_json())
+    return content
+
+
+def clear_run(run: Path) -> None:
+    """Remove what a run writes, and nothing else that its folder may hold."""
+    for name in _OURS:
+        place = run / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
+
+def read_experiment(run: Path) -> dict[str, Any]:
+    """Return the content of ``experiment.json``.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    file = run / "experiment.json"
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Expected --run to hold the experiment.json of a run. Received: {run} ({error})"
+        ) from error
+    return content
+
+
+def update_experiment(run: Path, **sections: Any) -> None:
+    """Add sections to ``experiment.json``, or replace those of the same name."""
+    write_json(run / "experiment.json", {**read_experiment(run), **sections})
+
+
+def trained(run: Path) -> list[dict[str, Any]]:
+    """Return the record of every head of the run that is trained, in the order they were asked for.
+
+    Raises:
+        UserError: there is none.
+    """
+    records = [
+        json.loads(file.read_text(encoding="utf-8")) for file in (run / "heads").glob("[!_]*.json")
+    ]
+    if not records:
+        raise UserError(
+            f"Expected --run to hold trained heads. Received: {run}, which holds none. "
+            "Run train first."
+        )
+    stated = read_experiment(run)["experiment"]
+    return sorted(
+        records,
+        key=lambda r: (
+            stated["backbones"].index(r["backbone"]),
+            stated["preprocessing"].index(r["preprocessing"]),
+            stated["heads"].index(r["head"]),
+            r["seed"],
+        ),
+    )
+
+
+def write_predictions(file: Path, predictions: pd.DataFrame) -> None:
+    """Write one configuration's predictions, whole or not at all."""
+    table = pa.Table.from_pandas(predictions, PREDICTION_SCHEMA, preserve_index=False)
+    beside = file.with_name(f"_{file.name}")
+    pq.write_table(table, beside, compression="zstd")
+    beside.replace(file)
+
+
+def read_predictions(run: Path, name: str) -> pd.DataFrame:
+    """Return the predictions of one configuration and seed.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = run / "predictions" / f"{name}.parquet"
+    try:
+        return pq.read_table(file, schema=PREDICTION_SCHEMA).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"Expected the predictions of {name}. Received: {file} ({error})"
+        ) from error

@@ -1,0 +1,20 @@
+"""Extract, train and report: every backbone with every head over a folder of images."""
+
+from cxr_spark.cli import read_experiment_flags, run_job
+
+FLAGS = (
+    "config", "images", "run", "features", "weights", "backbones", "heads", "seeds",
+    "feature-maps", "limit", "overwrite",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Parse and call."""
+    experiment = read_experiment_flags("grid.py", str(__doc__), FLAGS)
+    from cxr_spark.stages import run_grid
+
+    run_grid(experiment)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,17 @@
+"""Train heads on extracted features, on the driver, and write their results."""
+
+from cxr_spark.cli import read_experiment_flags, run_job
+
+FLAGS = ("config", "features", "run", "backbones", "heads", "seeds", "extraction", "overwrite")
+
+
+def main() -> None:
+    """Parse and call."""
+    experiment = read_experiment_flags("train.py", str(__doc__), FLAGS)
+    from cxr_spark.stages import run_train
+
+    run_train(experiment)
+
+
+if __name__ == "__main__":
+    run_job(main)

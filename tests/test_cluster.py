@@ -1,0 +1,119 @@
+"""The same features from local[1], local[2] and a standalone cluster of two executors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from cxr_spark.extraction.store import list_extractions
+from tests.test_jobs import SMALL, submit
+
+CORES_ARE_THERE = ("--conf", "spark.scheduler.minRegisteredResourcesRatio=1.0")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(port: int, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A master and two workers of one core, each a process of its own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = {
+        **os.environ,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_NO_DAEMONIZE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    processes = []
+
+    def start(name: str, *arguments: str) -> None:
+        command = [Path(sys.executable).parent / "spark-class", f"org.apache.spark.deploy.{name}"]
+        with (folder / f"{name}-{len(processes)}.log").open("w") as log:
+            processes.append(
+                subprocess.Popen([*command, *arguments], env=environment, stdout=log, stderr=log)
+            )
+
+    port = free_port()
+    master = f"spark://127.0.0.1:{port}"
+    start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
+    try:
+        wait_for(port)
+        for i in range(2):
+            start(
+                "worker.Worker", "--cores", "1", "--memory", "1g", "--webui-port", "0",
+                "--work-dir", str(folder / f"work-{i}"), master,
+            )  # fmt: skip
+        yield master
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=30)
+
+
+def extract(
+    master: str, phantoms: Path, config: Path, features: Path
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
+    """Return features, manifest and the record's Spark section of an extraction on a master."""
+    done = submit(
+        *CORES_ARE_THERE,
+        "--conf", "spark.executor.memory=700m", "--conf", "spark.driver.host=127.0.0.1",
+        "jobs/extract.py", "--config", str(config), "--images", str(phantoms),
+        "--features", str(features), "--feature-maps",
+        master=master,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    (record,) = list_extractions(features)
+    rows = pq.ParquetDataset(features / record.fingerprint).read().to_pandas()
+    manifest = pq.ParquetDataset(features / "manifest").read().to_pandas()
+    return (
+        rows.sort_values("image_id", ignore_index=True),
+        manifest.sort_values("image_id", ignore_index=True),
+        record.spark,
+    )
+
+
+def test_every_master_gives_the_same_features_and_manifest(
+    cluster: str, phantoms: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    found = {
+        master: extract(master, phantoms, config, tmp_path / f"features-{i}")
+        for i, master in enumerate(("local[1]", "local[2]", cluster))
+    }
+    assert [spark["default_parallelism"] for *_, spark in found.values()] == [1, 2, 2]
+    rows, manifest, _ = found["local[1]"]
+    reference = np.stack(rows["pooled"])
+    for other_rows, other_manifest, _ in found.values():
+        pd.testing.assert_frame_equal(manifest, other_manifest)
+        keys = ["image_id", "path", "length", "modified", "patient_id", "finding"]
+        pd.testing.assert_frame_equal(rows[keys], other_rows[keys])
+        pooled = np.stack(other_rows["pooled"])
+        distance = np.linalg.norm(pooled - reference, axis=1) / np.linalg.norm(reference, axis=1)
+        assert distance.max() <= 1e-5

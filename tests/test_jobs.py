@@ -1,0 +1,170 @@
+"""The jobs as a user types them: python jobs/X.py and spark-submit jobs/X.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+
+JOBS = ("extract", "train", "report", "grid")
+
+
+def python(job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"jobs/{job}.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def submit(*arguments: str, master: str = "local[2]") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            Path(sys.executable).parent / "spark-submit",
+            "--master", master, "--conf", "spark.ui.enabled=false", "--driver-memory", "2g",
+            *arguments,
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "SPARK_CONF_DIR": str(ROOT / "conf"),
+            "PYSPARK_PYTHON": sys.executable,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def nothing_heavy(tmp_path: Path) -> str:
+    """A PYTHONPATH on which importing what is slow to import fails."""
+    for name in ("tensorflow", "keras", "pyspark", "petastorm", "pandas", "sklearn", "cv2"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')\n")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_needs_neither_a_jvm_nor_tensorflow(job: str, nothing_heavy: str) -> None:
+    done = python(job, "--help", PYTHONPATH=nothing_heavy)
+    assert done.returncode == 0, done.stderr
+    assert "--run" in done.stdout or "--images" in done.stdout
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_wrong_flag_is_one_line(job: str, nothing_heavy: str) -> None:
+    required = ["--run", "x"] if job == "report" else ["--config", "conf/demo.yaml"]
+    done = python(job, *required, "--confg", "x", PYTHONPATH=nothing_heavy)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{job}.py: error: unrecognized arguments: --confg x.")
+    assert done.stderr.count("\n") == 1
+    if job != "report":
+        assert "Did you mean '--config'?" in done.stderr
+
+
+def test_under_spark_submit_it_is_the_same_line_and_status() -> None:
+    done = submit("jobs/extract.py", "--confg", "x")
+    assert done.returncode == 2
+    # spark-submit joins what Python says on both streams on its own standard output
+    assert done.stdout.strip() == python("extract", "--confg", "x").stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "message"),
+    [
+        ("grid", ["--images", "{tmp}/none"], "a folder under --images.*nothing is there"),
+        ("grid", ["--images", "{tmp}/empty"], "at least one image.*0 files end in"),
+        ("grid", ["--images", "{tmp}/flat"], "train,val,test.*none of 1 images fits"),
+        ("grid", ["--images", "{tmp}/flat/a.jpeg"], r"a folder under --images.*\(a file\)"),
+        ("grid", ["--images", "{images}", "--backbones", "Resnet51"], "Did you mean 'ResNet50'"),
+        ("grid", ["--images", "{images}", "--heads", "gab"], "Did you mean 'gap'"),
+        ("grid", ["--images", "{images}", "--limit", "many"], "invalid int value: 'many'"),
+        ("grid", ["--images", "{images}", "--seeds", "a,b"], "whole numbers separated by commas"),
+        ("extract", ["--features", "{tmp}/features"], "Expected --images"),
+        ("extract", ["--images", "{images}"], "Expected --features"),
+        ("train", ["--features", "{tmp}/none", "--run", "{tmp}/run"], "a features folder"),
+        ("train", ["--features", "{tmp}/empty", "--run", "{tmp}/run"], "which holds none"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    job: str, arguments: list[str], message: str, tmp_path: Path, phantoms: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.jpeg").touch()
+    before = sorted(tmp_path.rglob("*"))
+    run = ["--run", str(tmp_path / "run")] if job == "grid" else []
+    given = [a.format(tmp=tmp_path, images=phantoms) for a in arguments]
+    done = python(job, "--config", "conf/demo.yaml", *run, *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{job}.py: error: ")
+    assert done.stderr.count("\n") == 1
+    import re
+
+    assert re.search(message, done.stderr)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_report_of_no_run_is_refused(tmp_path: Path) -> None:
+    done = python("report", "--run", str(tmp_path))
+    assert done.returncode == 2
+    assert "report.py: error: Expected --run to hold" in done.stderr
+
+
+SMALL = """
+name: small
+phantoms: {n_images: 80, image_size: 48, seed: 1}
+split: {validation_fraction: 0.2}
+backbones: [MobileNetV3Small]
+weights: random
+image_size: 48
+standardise: true
+seeds: [0, 1]
+training: {epochs: 2}
+"""
+
+
+def without_times(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "results.csv").drop(columns="train_seconds")
+
+
+def test_the_grid_gives_the_same_results_in_two_folders_and_goes_on_in_one(tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    runs = tmp_path / "one", tmp_path / "two"
+    for run in runs:
+        done = submit("jobs/grid.py", "--config", str(config), "--run", str(run))
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "Demonstration: generated chest phantoms" in done.stdout
+        assert "80 images in = 80 rows + 0 errors" in done.stdout
+    results = without_times(runs[0])
+    assert len(results) == 4
+    pd.testing.assert_frame_equal(results, without_times(runs[1]), check_exact=True)
+
+    before = {p: p.stat().st_mtime_ns for p in runs[0].glob("heads/*")}
+    again = submit("jobs/grid.py", "--config", str(config), "--run", str(runs[0]))
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert {p: p.stat().st_mtime_ns for p in runs[0].glob("heads/*")} == before
+    pd.testing.assert_frame_equal(results, without_times(runs[0]), check_exact=True)
+
+    config.write_text(SMALL.replace("epochs: 2", "epochs: 3"))
+    other = python("grid", "--config", str(config), "--run", str(runs[0]))
+    assert other.returncode == 2
+    assert "differs in training" in other.stderr
+
+    (runs[0] / "report.html").unlink()
+    report = python("report", "--run", str(runs[0]))
+    assert report.returncode == 0, report.stderr
+    assert (runs[0] / "report.html").exists()

@@ -1,0 +1,214 @@
+"""Training of a grid, from a feature store to a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.store import ExtractionRecord, Identity, commit
+from cxr_spark.stages import run_report, run_train
+from cxr_spark.training.choose import choose_extractions
+from cxr_spark.training.run_folder import PREDICTION_SCHEMA, read_experiment
+
+N = 120
+
+
+def make_store(
+    features: Path,
+    *,
+    backbone: str = "ResNet50",
+    weights_digest: str = "d" * 64,
+    preprocessing: str = "none",
+    maps: bool = True,
+    findings: tuple[str, ...] = ("NORMAL", "BACTERIA", "VIRUS"),
+    listing_digest: str = "0",
+    official: str = "train",
+) -> ExtractionRecord:
+    rng = np.random.default_rng(0)
+    labels = np.arange(N) % 3
+    pooled = rng.normal(size=(N, 8)).astype(np.float32)
+    pooled[:, :3] += 1.5 * np.eye(3)[labels]
+    record = ExtractionRecord(
+        identity=Identity(backbone, weights_digest, preprocessing, (64, 64)),
+        weights="random",
+        feature_map_shape=(1, 1, 8) if maps else None,
+        n_images=N,
+        n_rows=N,
+        n_errors=0,
+        listing_digest=listing_digest,
+        demonstration="Demonstration: made up.",
+        spark={"version": "4", "default_parallelism": 2, "conf": {}},
+    )
+    scale = np.abs(pooled).max(axis=1)
+    columns = {
+        "image_id": [f"i{i:03d}" for i in range(N)],
+        "finding": [findings[label % len(findings)] for label in labels],
+        "patient_id": [f"p{i // 2}" for i in range(N)],
+        "official_split": ["test" if i % 4 == 0 else official for i in range(N)],
+        "pooled": list(pooled),
+        "feature_map": [m.tobytes() for m in (pooled / scale[:, None]).astype("<f2")],
+        "feature_map_scale": scale,
+    }
+    if not maps:
+        del columns["feature_map"], columns["feature_map_scale"]
+    staged = features / "_staging"
+    for name in ("rows", "errors"):
+        (staged / name).mkdir(parents=True)
+    pq.write_table(pa.table(columns), staged / "rows" / "part-0.parquet")
+    fields = [("image_id", "string"), ("path", "string"), ("length", "int64")]
+    schema = pa.schema([*fields, ("stage", "string"), ("error", "string")])
+    pq.write_table(schema.empty_table(), staged / "errors" / "part-0.parquet")
+    commit(features, staged / "rows", staged / "errors", record)
+    return record
+
+
+def make_experiment(tmp_path: Path, **changes: object) -> Experiment:
+    fields = {
+        "backbones": ["ResNet50"],
+        "weights": "random",
+        "image_size": 64,
+        "heads": ["gap", "fc1024"],
+        "seeds": [0, 1],
+        "features": str(tmp_path / "features"),
+        "run": str(tmp_path / "run"),
+        "split": {"validation_fraction": 0.2},
+        "training": {"epochs": 2},
+        **changes,
+    }
+    return Experiment.model_validate(fields)
+
+
+def test_a_grid_leaves_everything_that_the_run_folder_promises(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    run_train(make_experiment(tmp_path))
+    run_report(run)
+    names = [f"ResNet50-none-{head}-seed{seed}" for head in ("gap", "fc1024") for seed in (0, 1)]
+    for name in names:
+        assert (run / "heads" / f"{name}.keras").stat().st_size > 0
+        assert len(json.loads((run / "heads" / f"{name}.json").read_text())["history"]["loss"]) == 2
+        predictions = pq.read_table(run / "predictions" / f"{name}.parquet")
+        assert predictions.schema == PREDICTION_SCHEMA
+        assert predictions.num_rows == N
+        scores = np.stack(predictions["score"].to_pylist())
+        assert scores.sum(axis=1) == pytest.approx(np.ones(N), abs=1e-5)
+    content = read_experiment(run)
+    assert content["demonstration"] == "Demonstration: made up."
+    assert content["images"]["patients_in_two_splits"]["train-val"] == 0
+    assert content["images"]["patients_in_two_splits"]["development-test"] == 30
+    lines = (run / "results.csv").read_text().splitlines()
+    assert len(lines) == 5
+    assert all("Demonstration: made up." in line for line in lines[1:])
+    assert "Demonstration: made up." in (run / "report.html").read_text()
+
+
+def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    run_train(make_experiment(tmp_path, heads=["gap"]))
+    results = (run / "results.csv").read_text()
+    kept, lost = (run / "heads" / f"ResNet50-none-gap-seed{seed}.json" for seed in (0, 1))
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    run_train(make_experiment(tmp_path, heads=["gap"]))
+    assert kept.stat().st_mtime_ns == before
+    assert lost.exists()
+    without_times = [
+        [line.split(",")[:-3] for line in text.splitlines()]
+        for text in (results, (run / "results.csv").read_text())
+    ]
+    assert without_times[0] == without_times[1]
+    with pytest.raises(UserError, match=r"differs in training .*'epochs': 2.*'epochs': 3"):
+        run_train(make_experiment(tmp_path, heads=["gap"], training={"epochs": 3}))
+    run_train(make_experiment(tmp_path, heads=["gap"], training={"epochs": 3}, overwrite=True))
+    assert len(json.loads(kept.read_text())["history"]["loss"]) == 3
+
+
+def test_a_run_of_other_features_is_refused(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    make_store(tmp_path / "others", weights_digest="e" * 64)
+    make_store(tmp_path / "moved", listing_digest="1")
+    run_train(make_experiment(tmp_path, heads=["gap"]))
+    for other in ("others", "moved"):
+        changed = make_experiment(tmp_path, heads=["gap"], features=str(tmp_path / other))
+        with pytest.raises(UserError, match="Expected the features that .* was trained on"):
+            run_train(changed)
+
+
+def test_three_classes_run_to_a_report(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run_train(make_experiment(tmp_path, task="normal-bacteria-virus", heads=["gap"]))
+    run_report(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "macro ROC AUC" in page
+    assert "BACTERIA" in page
+
+
+def test_two_classes_of_folders_name_their_positive(tmp_path: Path) -> None:
+    make_store(tmp_path / "features", findings=("sick", "healthy"))
+    with pytest.raises(UserError, match="positive: to name one of the two"):
+        run_train(make_experiment(tmp_path, task="findings", heads=["gap"]))
+    assert not (tmp_path / "run").exists()
+    run_train(make_experiment(tmp_path, task="findings", positive="healthy", heads=["gap"]))
+    assert read_experiment(tmp_path / "run")["task"]["positive"] == 0
+
+
+@pytest.mark.parametrize(
+    ("store", "changes", "message"),
+    [
+        ({"maps": False}, {}, "Run extract with --feature-maps"),
+        ({}, {"backbones": ["Xception"], "image_size": 96}, "an extraction of Xception.*holds"),
+        ({}, {"image_size": 96}, "an extraction of ResNet50, preprocessing none, 96x96"),
+        ({}, {"preprocessing": "keras"}, "preprocessing keras"),
+        ({}, {"extraction": ["abc"]}, "--extraction to name extractions.*There are: "),
+        ({"findings": ("NORMAL",)}, {}, "no PNEUMONIA in train"),
+        ({"findings": ("COVID",)}, {}, "Received: COVID"),
+        ({"official": "val"}, {"split": {"validation_fraction": 0.99}}, "no .* in train"),
+    ],
+)
+def test_features_that_do_not_serve_are_refused_before_anything_is_written(
+    tmp_path: Path, store: dict, changes: dict, message: str
+) -> None:
+    make_store(tmp_path / "features", **store)
+    with pytest.raises(UserError, match=message):
+        run_train(make_experiment(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_extractions_of_a_backbone_need_a_choice(tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    one = make_store(features)
+    two = make_store(features, weights_digest="e" * 64)
+    with pytest.raises(UserError, match="--extraction FINGERPRINT") as raised:
+        choose_extractions(features, make_experiment(tmp_path))
+    assert one.fingerprint in str(raised.value)
+    assert two.fingerprint in str(raised.value)
+    chosen = make_experiment(tmp_path, extraction=[two.fingerprint])
+    assert choose_extractions(features, chosen) == {("ResNet50", "none"): two}
+
+
+def test_both_preprocessings_may_be_compared(tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    make_store(features)
+    make_store(features, preprocessing="keras")
+    with pytest.raises(UserError, match="--extraction"):
+        choose_extractions(features, make_experiment(tmp_path))
+    both = make_experiment(tmp_path, preprocessing=["none", "keras"])
+    assert len(choose_extractions(features, both)) == 2
+
+
+def test_extractions_of_other_images_are_not_mixed(tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    make_store(features)
+    make_store(features, backbone="DenseNet121", listing_digest="1")
+    with pytest.raises(UserError, match="the same images"):
+        choose_extractions(
+            features, make_experiment(tmp_path, backbones=["ResNet50", "DenseNet121"])
+        )
