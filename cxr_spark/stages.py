@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.extraction.store import ExtractionRecord, check_writable
 from cxr_spark.training.heads import HEADS
-from cxr_spark.training.run_folder import begin_run, read_experiment, read_predictions, trained
+from cxr_spark.training.run_folder import check_run, read_experiment, read_predictions, trained
+
+if TYPE_CHECKING:
+    from cxr_spark.extraction.load import LoadedBackbone
 
 log = logging.getLogger(__name__)
 
 
 def run_extract(experiment: Experiment) -> None:
     """Extract the features of the experiment's images into its features folder."""
-    images, features = (
-        _required(experiment.images, "images"),
-        _required(experiment.features, "features"),
-    )
-    _extract(experiment, images, features, feature_maps=experiment.feature_maps)
+    images, features = _required(experiment, "images"), _required(experiment, "features")
+    _check_images(experiment, images)
+    with _loaded_backbones(experiment, features) as backbones:
+        _extract(experiment, images, features, backbones, feature_maps=experiment.feature_maps)
 
 
 def run_train(experiment: Experiment) -> None:
     """Train the experiment's heads on its features folder and write results.csv."""
     from cxr_spark.training.job import train
 
-    features, run = _required(experiment.features, "features"), _required(experiment.run, "run")
-    train(experiment, features, run, overwrite=experiment.overwrite)
+    features, run = _required(experiment, "features"), _required(experiment, "run")
+    train(experiment, features, run)
     write_results(run)
 
 
@@ -63,59 +68,87 @@ def run_report(run: Path) -> None:
 
 
 def run_grid(experiment: Experiment) -> None:
-    """Extract, train and report in one: features go to the run folder unless a folder is given."""
-    run = _required(experiment.run, "run")
-    images = _images(experiment, run)
-    begin_run(run, experiment, overwrite=experiment.overwrite)
-    if experiment.images is None:
-        from cxr_spark.dataset.phantoms import draw_phantoms
+    """Extract, train and report in one: features go to the run folder unless a folder is given.
 
-        assert experiment.phantoms is not None, "_images refused it"
-        draw_phantoms(images, **experiment.phantoms.model_dump())
+    All that can be known to be wrong is found before anything is written.
+    """
+    run = _required(experiment, "run")
+    check_run(run, experiment)
     features = Path(experiment.features) if experiment.features else run / "features"
     maps = experiment.feature_maps or any(
         HEADS[head].takes == "feature_map" for head in experiment.heads
     )
-    records = _extract(experiment, images, features, feature_maps=maps)
-    chosen = experiment.model_copy(
-        update={
-            "features": str(features),
-            "extraction": [record.fingerprint for record in records],
-            "overwrite": False,
-        }
-    )
-    run_train(chosen)
+    if experiment.images is not None:
+        _check_images(experiment, Path(experiment.images))
+        _check_splits(experiment, Path(experiment.images))
+    with _loaded_backbones(experiment, features) as backbones:
+        images = _draw_phantoms(experiment, run) if experiment.images is None else experiment.images
+        records = _extract(experiment, Path(images), features, backbones, feature_maps=maps)
+    fingerprints = [record.fingerprint for record in records]
+    run_train(experiment.model_copy(update={"features": str(features), "extraction": fingerprints}))
     run_report(run)
 
 
-def _images(experiment: Experiment, run: Path) -> Path:
-    """Return the image root: the experiment's, checked, or where the run's phantoms are drawn."""
-    if experiment.images is not None:
-        from cxr_spark.dataset.manifest import check_images
+def _draw_phantoms(experiment: Experiment, run: Path) -> Path:
+    from cxr_spark.dataset.phantoms import draw_phantoms
 
-        check_images(
-            experiment.images, experiment.dataset.adapter, experiment.dataset.patient_pattern
-        )
-        return Path(experiment.images)
     if experiment.phantoms is None:
         raise UserError("Expected --images, or images: in the YAML file. Received: neither")
-    return run / "images"
+    draw_phantoms(run / "phantoms", **experiment.phantoms.model_dump())
+    return run / "phantoms"
+
+
+def _check_images(experiment: Experiment, images: Path) -> None:
+    from cxr_spark.dataset.manifest import check_images
+
+    check_images(str(images), experiment.dataset.adapter, experiment.dataset.patient_pattern)
+
+
+def _check_splits(experiment: Experiment, images: Path) -> None:
+    """Refuse images whose classes and splits cannot be trained on, before any is extracted."""
+    from cxr_spark.dataset.manifest import sample_paths
+    from cxr_spark.training.assign import assign
+    from cxr_spark.training.reader import ImageKeys
+
+    dataset = experiment.dataset
+    found = sample_paths(
+        str(images), dataset.adapter, dataset.patient_pattern, limit=experiment.limit
+    )
+    columns = [
+        [image_id for image_id, _ in found],
+        [facts.finding for _, facts in found],
+        [facts.patient_id for _, facts in found],
+        [facts.official_split for _, facts in found],
+    ]
+    assign(experiment, ImageKeys(*(np.array(column, object) for column in columns)))
+
+
+@contextmanager
+def _loaded_backbones(experiment: Experiment, features: Path) -> Iterator[list[LoadedBackbone]]:
+    """Yield the backbones with their weights loaded, and the files that executors are sent."""
+    from cxr_spark.extraction.load import load_backbones
+
+    check_writable(features, "features")
+    with tempfile.TemporaryDirectory(prefix="cxr_spark-weights-") as folder:
+        yield load_backbones(experiment, Path(folder))
 
 
 def _extract(
-    experiment: Experiment, images: Path, features: Path, *, feature_maps: bool
+    experiment: Experiment,
+    images: Path,
+    features: Path,
+    backbones: Sequence[LoadedBackbone],
+    *,
+    feature_maps: bool,
 ) -> list[ExtractionRecord]:
-    from cxr_spark.dataset.manifest import check_images
     from cxr_spark.dataset.phantoms import holds_phantoms
     from cxr_spark.extraction.job import ExtractionRequest, extract
-    from cxr_spark.extraction.load import load_backbones
     from cxr_spark.spark import open_session
 
-    check_images(str(images), experiment.dataset.adapter, experiment.dataset.patient_pattern)
-    if features.exists() and not features.is_dir():
-        raise UserError(f"Expected a folder under --features. Received: {features} (a file)")
-    reasons = {"generated chest phantoms, no X-rays": holds_phantoms(images)}
-    reasons["seeded random weights, untrained backbones"] = experiment.weights == "random"
+    reasons = {
+        "generated chest phantoms, no X-rays": holds_phantoms(images),
+        "seeded random weights, untrained backbones": experiment.weights == "random",
+    }
     demonstration = "; ".join(reason for reason, holds in reasons.items() if holds)
     request = ExtractionRequest(
         experiment=experiment,
@@ -124,10 +157,8 @@ def _extract(
         feature_maps=feature_maps,
         demonstration=f"Demonstration: {demonstration}." if demonstration else "",
     )
-    with tempfile.TemporaryDirectory(prefix="cxr_spark-weights-") as folder:
-        backbones = load_backbones(experiment, Path(folder))
-        with open_session(f"cxr_spark extract {experiment.name}") as spark:
-            return extract(spark, request, backbones, overwrite=experiment.overwrite)
+    with open_session(f"cxr_spark extract {experiment.name}") as spark:
+        return extract(spark, request, backbones, overwrite=experiment.overwrite)
 
 
 def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequence[pd.DataFrame]]:
@@ -163,7 +194,8 @@ def _print_table(summary: pd.DataFrame, demonstration: str) -> None:
     print("Not for clinical use.\n", flush=True)
 
 
-def _required(value: str | None, flag: str) -> Path:
+def _required(experiment: Experiment, field: str) -> Path:
+    value = getattr(experiment, field)
     if value is None:
-        raise UserError(f"Expected --{flag}, or {flag}: in the YAML file. Received: neither")
+        raise UserError(f"Expected --{field}, or {field}: in the YAML file. Received: neither")
     return Path(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cxr_spark.backbones import load_backbone
 from tests.conftest import ROOT
 
 JOBS = ("extract", "train", "report", "grid")
@@ -81,6 +83,16 @@ def test_under_spark_submit_it_is_the_same_line_and_status() -> None:
     assert done.stdout.strip() == python("extract", "--confg", "x").stderr.strip()
 
 
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose file for ResNet50 is of another backbone."""
+    folder = tmp_path_factory.mktemp("weights")
+    model = load_backbone("MobileNetV3Small", (96, 96), "random")
+    for name in ("MobileNetV3Small", "ResNet50"):
+        model.save_weights(folder / f"{name}.weights.h5")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("job", "arguments", "message"),
     [
@@ -92,27 +104,35 @@ def test_under_spark_submit_it_is_the_same_line_and_status() -> None:
         ("grid", ["--images", "{images}", "--heads", "gab"], "Did you mean 'gap'"),
         ("grid", ["--images", "{images}", "--limit", "many"], "invalid int value: 'many'"),
         ("grid", ["--images", "{images}", "--seeds", "a,b"], "whole numbers separated by commas"),
+        ("grid", ["--images", "{images}", "--limit", "3"], "images of every class in every split"),
+        ("grid", ["--images", "{images}", "--weights", "{tmp}/empty"], "MobileNetV3Small.weights"),
+        ("grid", ["--images", "{images}", "--weights", "{weights}"], "of ResNet50.*does not fit"),
+        ("grid", ["--images", "{images}", "--features", "{tmp}/flat/a.jpeg"], "is a file"),
         ("extract", ["--features", "{tmp}/features"], "Expected --images"),
         ("extract", ["--images", "{images}"], "Expected --features"),
         ("train", ["--features", "{tmp}/none", "--run", "{tmp}/run"], "a features folder"),
+        ("train", ["--features", "{tmp}/empty", "--run", "{tmp}/flat/a.jpeg"], "is a file"),
         ("train", ["--features", "{tmp}/empty", "--run", "{tmp}/run"], "which holds none"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_written(
-    job: str, arguments: list[str], message: str, tmp_path: Path, phantoms: Path
+    job: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    phantoms: Path,
+    other_weights: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.jpeg").touch()
     before = sorted(tmp_path.rglob("*"))
     run = ["--run", str(tmp_path / "run")] if job == "grid" else []
-    given = [a.format(tmp=tmp_path, images=phantoms) for a in arguments]
+    given = [a.format(tmp=tmp_path, images=phantoms, weights=other_weights) for a in arguments]
     done = python(job, "--config", "conf/demo.yaml", *run, *given)
     assert done.returncode == 2
     assert done.stderr.startswith(f"{job}.py: error: ")
     assert done.stderr.count("\n") == 1
-    import re
-
     assert re.search(message, done.stderr)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cxr_spark.dataset.adapters import LAYOUTS, Adapter, UnrecognisedPath, make_adapter
+from cxr_spark.dataset.adapters import LAYOUTS, Adapter, PathFacts, UnrecognisedPath, make_adapter
 from cxr_spark.dataset.listing import FoundImage, walk_images
 from cxr_spark.errors import UserError
 
@@ -50,6 +51,28 @@ def check_images(images: str, adapter: str, patient_pattern: str | None) -> None
         f"Expected {LAYOUTS[adapter]} under --images, the layout of dataset.adapter {adapter}. "
         f"Received: {images}, where none of {found} images fits ({reason})"
     )
+
+
+def sample_paths(
+    images: str, adapter: str, patient_pattern: str | None, *, limit: int | None
+) -> list[tuple[str, PathFacts]]:
+    """Return what the paths of a root say, without Spark: (image_id, facts) of those recognised.
+
+    Args:
+        images: the image root.
+        adapter: the layout.
+        patient_pattern: of the ``folder`` adapter.
+        limit: as for ``even_sample``.
+    """
+    parse = make_adapter(adapter, patient_pattern)
+    found = [image.image_id for image in walk_images(images)]
+    if limit is not None and limit < len(found):
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    recognised = []
+    for image_id in found:
+        with contextlib.suppress(UnrecognisedPath):
+            recognised.append((image_id, parse(image_id)))
+    return recognised
 
 
 def read_listing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def draw_phantoms(root: Path, *, n_images: int, image_size: int, seed: int) -> N
     some of them too faint to see. The same arguments make the same images.
 
     Args:
-        root: the image root; made where it is missing.
+        root: the image root, a folder for nothing else: what it held before is removed.
         n_images: how many, at least 60.
         image_size: height and width in pixels.
         seed: of everything that varies.
@@ -47,6 +48,8 @@ def draw_phantoms(root: Path, *, n_images: int, image_size: int, seed: int) -> N
     marker = root / MARKER
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         return
+    if root.exists():  # phantoms of other arguments, or not all of them
+        shutil.rmtree(root)
     for plan in _plan(n_images, seed):
         file = root / plan.image_id
         file.parent.mkdir(parents=True, exist_ok=True)

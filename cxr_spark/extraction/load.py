@@ -20,7 +20,7 @@ class LoadedBackbone:
 
     Attributes:
         identity: what its features will be known by.
-        weights: 'imagenet', 'random', or the name of the weights folder.
+        weights: 'imagenet', 'random', or 'folder' and the name of the weights folder.
         weights_path: the file to send, the digest of the weights in its name.
         feature_map_shape: (height, width, channels) of its maps.
     """
@@ -42,7 +42,9 @@ def load_backbones(experiment: Experiment, folder: Path) -> list[LoadedBackbone]
         UserError: weights are missing, cannot be downloaded or belong to another backbone.
     """
     weights = experiment.weights
-    label = weights if weights in ("imagenet", "random") else Path(weights).resolve().name
+    label = (
+        weights if weights in ("imagenet", "random") else f"folder {Path(weights).resolve().name}"
+    )
     loaded = []
     for name in experiment.backbones:
         began = time.monotonic()

@@ -51,6 +51,26 @@ def location(folder: Path) -> str:
     return "file://" + os.path.abspath(folder)
 
 
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse an output folder that is a file or cannot be written; write nothing.
+
+    Raises:
+        UserError: says which of the two, and the flag to change.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(
+            f"Expected a folder under --{flag}. Received: {folder} ({existing} is a file)"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"Expected a folder under --{flag} that can be written. Received: {folder} "
+            f"(no permission in {existing})"
+        )
+
+
 @dataclass(frozen=True)
 class Identity:
     """What makes two features comparable; features of different identities are never mixed.
@@ -81,7 +101,7 @@ class ExtractionRecord:
     """What ``_extraction.json`` holds: the identity, and how the features came to be.
 
     Attributes:
-        weights: 'imagenet', 'random', or the name of the weights folder.
+        weights: 'imagenet', 'random', or 'folder' and the name of the weights folder.
         feature_map_shape: (height, width, channels) of the stored maps; None where none are stored.
         n_images: images found = ``n_rows`` + ``n_errors``.
         listing_digest: of the set of images found, to tell whether a folder has changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -155,11 +156,30 @@ def _build_forward(extraction: Extraction, feature_maps: bool) -> Forward:
         identity.backbone, identity.image_size, SparkFiles.get(extraction.weights_file)
     )
     if weights_digest(model) != identity.weights_digest:
-        raise RuntimeError(f"the weights of {identity.backbone} reached this executor changed")
-    return compile_forward(
-        model,
-        identity.backbone,
-        identity.preprocessing,
-        batch_size=BATCH_SIZE,
-        feature_maps=feature_maps,
-    )
+        raise RuntimeError(
+            f"the weights of {identity.backbone} that reached this executor are not the driver's"
+        )
+    with _quiet_start():
+        forward = compile_forward(
+            model,
+            identity.backbone,
+            identity.preprocessing,
+            batch_size=BATCH_SIZE,
+            feature_maps=feature_maps,
+        )
+        forward(np.zeros((BATCH_SIZE, *identity.image_size, 1), np.float32))
+    return forward
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Drop what TensorFlow's C++ says while a graph is made, before it obeys any log level."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -22,6 +22,7 @@ from cxr_spark.training.reader import ImageKeys, read_errors, read_inputs, read_
 from cxr_spark.training.run_folder import (
     Configuration,
     begin_run,
+    check_run,
     check_same_features,
     update_experiment,
     write_predictions,
@@ -31,7 +32,7 @@ from cxr_spark.training.trainer import TrainedHead, standardise, train_head
 log = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, features: Path, run: Path, *, overwrite: bool = False) -> None:
+def train(experiment: Experiment, features: Path, run: Path) -> None:
     """Train every configuration and seed of the experiment and store heads and predictions.
 
     Configurations that the run folder already holds are not trained again.
@@ -40,12 +41,14 @@ def train(experiment: Experiment, features: Path, run: Path, *, overwrite: bool 
         UserError: the features do not serve the experiment, a class has no image in a split, or the
             run folder is of another experiment.
     """
+    check_run(run, experiment)
     extractions = choose_extractions(features, experiment)
     images = read_keys(features, next(iter(extractions.values())))
     assigned = assign(experiment, images)
     records = list(extractions.values())
-    begin_run(run, experiment, overwrite=overwrite)
-    check_same_features(run, records)
+    if not experiment.overwrite:
+        check_same_features(run, records)
+    begin_run(run, experiment)
     errors = read_errors(features, records[0])
     update_experiment(run, **describe_run(records, images, assigned, errors))
     for folder in ("heads", "predictions"):

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, write_json
+from cxr_spark.extraction.store import ExtractionRecord, check_writable, write_json
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -63,31 +63,40 @@ class Configuration:
         return f"{self.backbone}-{self.preprocessing}-{self.head}"
 
 
-def begin_run(run: Path, experiment: Experiment, *, overwrite: bool = False) -> None:
+def check_run(run: Path, experiment: Experiment) -> None:
+    """Refuse a run folder of another experiment; write nothing.
+
+    Raises:
+        UserError: the folder holds another experiment, is a file, or cannot be written.
+    """
+    check_writable(run, "run")
+    if experiment.overwrite or not (run / "experiment.json").exists():
+        return
+    stated, stored = _stated(experiment), read_experiment(run)["experiment"]
+    different = sorted(
+        key for key in {*stated, *stored} - _PLACES if stated.get(key) != stored.get(key)
+    )
+    if different:
+        key = different[0]
+        raise UserError(
+            f"Expected --run to be new or to hold this experiment. Received: {run}, which differs "
+            f"in {', '.join(different)} ({key} was {stored.get(key)!r}, is {stated.get(key)!r}). "
+            "Give another --run, or --overwrite to start afresh."
+        )
+
+
+def begin_run(run: Path, experiment: Experiment) -> None:
     """Make the run folder this experiment's, or go on with it where it is already.
 
     Raises:
-        UserError: the folder holds another experiment and ``overwrite`` is not set.
+        UserError: as for ``check_run``.
     """
-    stated = _stated(experiment)
-    if overwrite:
+    check_run(run, experiment)
+    if experiment.overwrite:
         clear_run(run)
-    elif (run / "experiment.json").exists():
-        stored = read_experiment(run)["experiment"]
-        different = sorted(
-            key for key in {*stated, *stored} - _PLACES if stated.get(key) != stored.get(key)
-        )
-        if different:
-            key = different[0]
-            raise UserError(
-                "Expected --run to be new or to hold this experiment. "
-                f"Received: {run}, which differs in {', '.join(different)} "
-                f"({key} was {stored.get(key)!r}, is {stated.get(key)!r}). "
-                "Give another --run, or --overwrite to start afresh."
-            )
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "experiment.json", {"experiment": stated})
+    if not (run / "experiment.json").exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "experiment.json", {"experiment": _stated(experiment)})
 
 
 def check_same_features(run: Path, records: Sequence[ExtractionRecord]) -> None:
@@ -96,7 +105,7 @@ def check_same_features(run: Path, records: Sequence[ExtractionRecord]) -> None:
     Raises:
         UserError: the run folder tells of other extractions, or of other images.
     """
-    content = read_experiment(run)
+    content = read_experiment(run) if (run / "experiment.json").exists() else {}
     if "extractions" not in content:
         return
     before = {extraction["fingerprint"] for extraction in content["extractions"]}
