@@ -141,9 +141,10 @@ def _load_weights(model: Any, name: str, file: Path) -> None:
             warnings.filterwarnings("error", message=".*freshly-initialized")
             model.load_weights(str(file))
     except Exception as error:  # Keras and h5py raise many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = "it lacks layers of this network" if isinstance(error, UserWarning) else str(error)
+        reason = (text.strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"Expected the weights of {name}. Received: {file}, which does not fit: {first[:300]}"
+            f"Expected the weights of {name}. Received: {file}, which does not fit: {reason}"
         ) from error
 
 
