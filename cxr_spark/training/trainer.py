@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def train_head(
     import keras
     import tensorflow as tf
 
+    keras.backend.clear_session()  # or what earlier heads held, gigabytes of it, stays
+    gc.collect()
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     began = time.perf_counter()
