@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,24 @@ from cxr_spark.training.trainer import TrainedHead, standardise, train_head
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """One head to train: a configuration, its extraction and a seed."""
+
+    configuration: Configuration
+    record: ExtractionRecord
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.configuration.name}-seed{self.seed}"
+
+    @property
+    def inputs(self) -> tuple[ExtractionRecord, str]:
+        """What it is trained on; fits of the same inputs follow one another."""
+        return self.record, HEADS[self.configuration.head].takes
+
+
 def train(experiment: Experiment, features: Path, run: Path) -> None:
     """Train every configuration and seed of the experiment and store heads and predictions.
 
@@ -42,10 +64,10 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
             run folder is of another experiment.
     """
     check_run(run, experiment)
-    extractions = choose_extractions(features, experiment)
-    images = read_keys(features, next(iter(extractions.values())))
+    chosen = choose_extractions(features, experiment)
+    records = list(chosen.values())
+    images = read_keys(features, records[0])
     assigned = assign(experiment, images)
-    records = list(extractions.values())
     if not experiment.overwrite:
         check_same_features(run, records)
     begin_run(run, experiment)
@@ -53,53 +75,51 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
     update_experiment(run, **describe_run(records, images, assigned, errors))
     for folder in ("heads", "predictions"):
         (run / folder).mkdir(exist_ok=True)
+    fits = _missing(run, chosen, experiment)
+    done: list[tuple[_Fit, float]] = []
+    for (record, takes), same_inputs in itertools.groupby(fits, key=lambda fit: fit.inputs):
+        inputs = _inputs(features, record, images, takes)
+        standardisation = standardise(inputs, assigned.splits) if experiment.standardise else None
+        for fit in same_inputs:
+            began = time.monotonic()
+            trained = train_head(
+                fit.configuration.head, inputs, assigned.labels, assigned.splits,
+                n_classes=len(assigned.task.classes), training=experiment.training, seed=fit.seed,
+                standardisation=standardisation,
+            )  # fmt: skip
+            _store(run, fit, trained, images, assigned)
+            done.append((fit, time.monotonic() - began))
+            log.info(
+                "training: %d of %d, %s in %.1f s, validation AUC (Keras) %.4f, about %.0f s left",
+                len(done), len(fits), fit.name, trained.seconds, trained.history["val_auc"][-1],
+                _seconds_left(done, fits[len(done) :]),
+            )  # fmt: skip
+
+
+def _missing(
+    run: Path, chosen: dict[tuple[str, str], ExtractionRecord], experiment: Experiment
+) -> list[_Fit]:
+    """Return what the run folder does not hold yet, fits of the same inputs side by side."""
     heads = sorted(experiment.heads, key=lambda head: HEADS[head].takes, reverse=True)
-    missing = [
-        (key, head, seed)
-        for key in extractions
+    fits = [
+        _Fit(Configuration(*key, head), record, seed)
+        for key, record in chosen.items()
         for head in heads
         for seed in experiment.seeds
-        if not (run / "heads" / f"{_name(key, head, seed)}.json").exists()
     ]
-    total = len(extractions) * len(heads) * len(experiment.seeds)
-    if len(missing) < total:
-        log.info(
-            "training: %d of %d configurations are in the run folder already",
-            total - len(missing),
-            total,
-        )
-    began = time.monotonic()
-    done = 0
-    for key, record in extractions.items():
-        for takes in ("pooled", "feature_map"):
-            work = [
-                (head, seed) for k, head, seed in missing if k == key and HEADS[head].takes == takes
-            ]
-            if not work:
-                continue
-            inputs = _inputs(features, record, images, takes)
-            standardisation = (
-                standardise(inputs, assigned.splits) if experiment.standardise else None
-            )
-            for head, seed in work:
-                trained = train_head(
-                    head, inputs, assigned.labels, assigned.splits,
-                    n_classes=len(assigned.task.classes), training=experiment.training, seed=seed,
-                    standardisation=standardisation,
-                )  # fmt: skip
-                _store(run, Configuration(*key, head), seed, record, trained, images, assigned)
-                done += 1
-                left = (time.monotonic() - began) / done * (len(missing) - done)
-                log.info(
-                    "training: %d of %d, %s in %.1f s, validation AUC (Keras) %.4f, "
-                    "about %.0f s left",
-                    done, len(missing), _name(key, head, seed), trained.seconds,
-                    trained.history["val_auc"][-1], left,
-                )  # fmt: skip
+    missing = [fit for fit in fits if not (run / "heads" / f"{fit.name}.json").exists()]
+    if len(missing) < len(fits):
+        log.info("training: %d of %d are trained already", len(fits) - len(missing), len(fits))
+    return missing
 
 
-def _name(key: tuple[str, str], head: str, seed: int) -> str:
-    return f"{Configuration(*key, head).name}-seed{seed}"
+def _seconds_left(done: Sequence[tuple[_Fit, float]], left: Sequence[_Fit]) -> float:
+    """Return the time for what is left, each head as long as it took so far, or as all did."""
+    seconds = defaultdict(list)
+    for fit, taken in done:
+        seconds[fit.configuration.head].append(taken)
+    overall = [taken for _, taken in done]
+    return sum(float(np.mean(seconds[fit.configuration.head] or overall)) for fit in left)
 
 
 def _inputs(
@@ -115,22 +135,15 @@ def _inputs(
 
 
 def _store(
-    run: Path,
-    configuration: Configuration,
-    seed: int,
-    record: ExtractionRecord,
-    trained: TrainedHead,
-    images: ImageKeys,
-    assigned: Assigned,
+    run: Path, fit: _Fit, trained: TrainedHead, images: ImageKeys, assigned: Assigned
 ) -> None:
     """Store one trained head; its .json is written last and says that all of it is there."""
-    name = f"{configuration.name}-seed{seed}"
     names = {
-        "configuration": configuration.name,
-        "backbone": configuration.backbone,
-        "preprocessing": configuration.preprocessing,
-        "head": configuration.head,
-        "seed": seed,
+        "configuration": fit.configuration.name,
+        "backbone": fit.configuration.backbone,
+        "preprocessing": fit.configuration.preprocessing,
+        "head": fit.configuration.head,
+        "seed": fit.seed,
     }
     predictions = pd.DataFrame(
         {
@@ -144,16 +157,16 @@ def _store(
             "score": list(trained.scores),
         }
     )
-    write_predictions(run / "predictions" / f"{name}.parquet", predictions)
-    beside = run / "heads" / f"_{name}.keras"
+    write_predictions(run / "predictions" / f"{fit.name}.parquet", predictions)
+    beside = run / "heads" / f"_{fit.name}.keras"
     trained.model.save(beside)
-    beside.replace(run / "heads" / f"{name}.keras")
+    beside.replace(run / "heads" / f"{fit.name}.keras")
     write_json(
-        run / "heads" / f"{name}.json",
+        run / "heads" / f"{fit.name}.json",
         {
             **names,
-            "extraction": record.fingerprint,
-            "weights": record.weights,
+            "extraction": fit.record.fingerprint,
+            "weights": fit.record.weights,
             "train_seconds": round(trained.seconds, 3),
             "history": trained.history,
         },
