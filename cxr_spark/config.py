@@ -12,6 +12,8 @@ from cxr_spark.errors import UserError, nearest, one_of
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Section(BaseModel):
@@ -31,7 +33,7 @@ class SplitConfig(_Section):
     unit: Literal["patient", "image"] = "patient"
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TrainingConfig(_Section):
@@ -48,16 +50,16 @@ class PhantomConfig(_Section):
 
     n_images: Annotated[int, Field(ge=60)] = 720
     image_size: Annotated[int, Field(ge=32)] = 128
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Experiment(_Section):
     """Everything a run depends on; each field may stand in the YAML, a flag of its name wins."""
 
     name: str = "experiment"
-    images: str | None = None
-    features: str | None = None
-    run: str | None = None
+    images: Text | None = None
+    features: Text | None = None
+    run: Text | None = None
     phantoms: PhantomConfig | None = None
     limit: Count | None = None
     dataset: DatasetConfig = DatasetConfig()
@@ -65,14 +67,14 @@ class Experiment(_Section):
     positive: str | None = None
     split: SplitConfig = SplitConfig()
     backbones: Annotated[list[str], Field(min_length=1)]
-    weights: str = "imagenet"
+    weights: Text = "imagenet"
     preprocessing: Annotated[list[Literal["none", "keras"]], Field(min_length=1)] = ["none"]
     image_size: tuple[Count, Count] = (224, 224)
     feature_maps: bool = False
     extraction: list[str] = []
     heads: Annotated[list[str], Field(min_length=1)] = ["gap", "fc1024"]
     standardise: bool = False
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     training: TrainingConfig = TrainingConfig()
     overwrite: bool = False
 
@@ -97,13 +99,6 @@ class Experiment(_Section):
     def _no_duplicates(cls, value: list[Any]) -> list[Any]:
         if len(set(value)) != len(value):
             raise ValueError("nothing may be named twice")
-        return value
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_are_not_negative(cls, value: list[int]) -> list[int]:
-        if min(value) < 0:
-            raise ValueError("seeds are whole numbers from 0")
         return value
 
     @model_validator(mode="after")
@@ -155,6 +150,9 @@ def load_experiment(path: str, flags: dict[str, Any]) -> Experiment:
         ) from error
     if not isinstance(stated, dict):
         raise UserError(f"Expected keys and values in {path}. Received: a {type(stated).__name__}")
+    if not all(isinstance(key, str) for key in stated):
+        odd = next(key for key in stated if not isinstance(key, str))
+        raise UserError(f"Expected keys of {path} to be names. Received: {odd!r}")
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Experiment.model_validate({**stated, **given})
@@ -188,5 +186,7 @@ def _first_problem(error: ValidationError, path: str, flags: dict[str, Any]) -> 
             problem["input"],
             str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", "),
         )
+    if problem["type"] == "float_type" and str(problem["input"])[:1].isdigit():
+        hint = " In YAML write 0.001 or 1.0e-3: it takes 1e-3 for text."
     message = problem["msg"].removeprefix("Value error, ")
     return f"Expected a valid {place}: {message}. Received: {problem['input']!r}.{hint}"

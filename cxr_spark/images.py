@@ -37,13 +37,20 @@ def decode_grey(encoded: bytes) -> npt.NDArray[np.uint8]:
             if image.format == "JPEG":
                 image.draft("L", image.size)  # luma alone: three times faster than RGB
             image.load()
-            return _to_grey(ImageOps.exif_transpose(image))
+            return _to_grey(_upright(image))
     except UndecodableImage:
         raise
     except UnidentifiedImageError:
         raise UndecodableImage("the bytes are neither JPEG nor PNG") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise UndecodableImage(str(error) or type(error).__name__) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing; the pixels are whole
+        return image
 
 
 def _to_grey(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cxr_spark.errors import UserError
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -37,9 +39,16 @@ def open_session(name: str) -> Iterator[SparkSession]:
     Master and resources come from spark-submit; ``DEFAULTS`` fill what it leaves open.
     """
     from pyspark import SparkConf, SparkContext
+    from pyspark.errors import PySparkRuntimeError
     from pyspark.sql import SparkSession
 
-    SparkContext._ensure_initialized()  # the JVM that spark-submit started holds its configuration
+    try:
+        SparkContext._ensure_initialized()  # the JVM of spark-submit holds its configuration
+    except PySparkRuntimeError as error:
+        raise UserError(
+            "Expected Java 17 or 21, on the PATH or under JAVA_HOME, for Spark. "
+            f"Received: {error.getCondition()}"
+        ) from error
     conf = SparkConf()
     for key, value in DEFAULTS.items():
         conf.setIfMissing(key, value)

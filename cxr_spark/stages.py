@@ -14,9 +14,16 @@ import pandas as pd
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, check_writable
+from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.files import check_writable
 from cxr_spark.training.heads import HEADS
-from cxr_spark.training.run_folder import check_run, read_experiment, read_predictions, trained
+from cxr_spark.training.run_folder import (
+    check_run,
+    check_same_features,
+    read_experiment,
+    read_predictions,
+    trained,
+)
 
 if TYPE_CHECKING:
     from cxr_spark.extraction.load import LoadedBackbone
@@ -46,6 +53,8 @@ def run_report(run: Path) -> None:
     from cxr_spark.evaluation.results import roc_points, summarise
     from cxr_spark.report.page import RunMeasures, write_report
 
+    read_experiment(run)
+    check_writable(run, "run")
     results, predictions = write_results(run, show=False)
     content = read_experiment(run)
     positive = content["task"]["positive"]
@@ -78,10 +87,10 @@ def run_grid(experiment: Experiment) -> None:
     maps = experiment.feature_maps or any(
         HEADS[head].takes == "feature_map" for head in experiment.heads
     )
-    if experiment.images is not None:
-        _check_images(experiment, Path(experiment.images))
-        _check_splits(experiment, Path(experiment.images))
+    _check_grid_images(experiment)
     with _loaded_backbones(experiment, features) as backbones:
+        if not experiment.overwrite:
+            check_same_features(run, {backbone.identity.fingerprint for backbone in backbones})
         images = _draw_phantoms(experiment, run) if experiment.images is None else experiment.images
         records = _extract(experiment, Path(images), features, backbones, feature_maps=maps)
     fingerprints = [record.fingerprint for record in records]
@@ -92,8 +101,7 @@ def run_grid(experiment: Experiment) -> None:
 def _draw_phantoms(experiment: Experiment, run: Path) -> Path:
     from cxr_spark.dataset.phantoms import draw_phantoms
 
-    if experiment.phantoms is None:
-        raise UserError("Expected --images, or images: in the YAML file. Received: neither")
+    assert experiment.phantoms is not None, "_check_grid_images refused it"
     draw_phantoms(run / "phantoms", **experiment.phantoms.model_dump())
     return run / "phantoms"
 
@@ -104,22 +112,33 @@ def _check_images(experiment: Experiment, images: Path) -> None:
     check_images(str(images), experiment.dataset.adapter, experiment.dataset.patient_pattern)
 
 
-def _check_splits(experiment: Experiment, images: Path) -> None:
-    """Refuse images whose classes and splits cannot be trained on, before any is extracted."""
-    from cxr_spark.dataset.manifest import sample_paths
+def _check_grid_images(experiment: Experiment) -> None:
+    """Refuse images whose classes and splits cannot be trained on, before any is extracted.
+
+    The driver holds every path for that moment, as it holds every image's key when it trains.
+    """
+    from cxr_spark.dataset.listing import walk_images
+    from cxr_spark.dataset.manifest import read_paths
+    from cxr_spark.dataset.phantoms import name_phantoms
     from cxr_spark.training.assign import assign
     from cxr_spark.training.reader import ImageKeys
 
+    if experiment.images is not None:
+        _check_images(experiment, Path(experiment.images))
+        image_ids = [image.image_id for image in walk_images(experiment.images)]
+    elif experiment.phantoms is not None:
+        phantoms = experiment.phantoms
+        image_ids = sorted(name_phantoms(phantoms.n_images, phantoms.seed))
+    else:
+        raise UserError("Expected --images, or images: in the YAML file. Received: neither")
     dataset = experiment.dataset
-    found = sample_paths(
-        str(images), dataset.adapter, dataset.patient_pattern, limit=experiment.limit
-    )
-    columns = [
+    found = read_paths(image_ids, dataset.adapter, dataset.patient_pattern, limit=experiment.limit)
+    columns = (
         [image_id for image_id, _ in found],
         [facts.finding for _, facts in found],
         [facts.patient_id for _, facts in found],
         [facts.official_split for _, facts in found],
-    ]
+    )
     assign(experiment, ImageKeys(*(np.array(column, object) for column in columns)))
 
 
@@ -172,7 +191,13 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
     ]
     content = read_experiment(run)
     positive = content["task"]["positive"]
-    results = make_results(predictions, records, positive, content["demonstration"])
+    as_paper = (content["task"]["name"], content["experiment"]["dataset"]["adapter"]) == (
+        "pneumonia",
+        "kermany",
+    )
+    results = make_results(
+        predictions, records, positive, content["demonstration"], as_paper=as_paper
+    )
     beside = run / "_results.csv"
     results.to_csv(beside, index=False, float_format="%.6f")
     beside.replace(run / "results.csv")

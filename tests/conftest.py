@@ -35,7 +35,7 @@ def spark() -> Iterator[object]:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 90 phantoms of 64 px in Kermany's layout."""
-    root = tmp_path_factory.mktemp("phantoms")
+    root = tmp_path_factory.mktemp("images") / "phantoms"
     draw_phantoms(root, n_images=90, image_size=64, seed=0)
     return root
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 
 import cv2
@@ -63,6 +64,21 @@ def test_exif_rotation_is_applied(grey: np.ndarray) -> None:
     exif[0x0112] = 6  # stored turned a quarter to the left
     encoded = encode(Image.fromarray(grey), "JPEG", exif=exif)
     assert decode_grey(encoded).shape == grey.shape[::-1]
+
+
+def test_a_damaged_exif_block_does_not_matter(grey: np.ndarray, rng: np.random.Generator) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    for kind in ("JPEG", "PNG"):
+        whole = encode(Image.fromarray(grey), kind, exif=exif)
+        start = whole.index(b"II*\x00" if b"II*\x00" in whole else b"MM\x00*")
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for place in rng.integers(start, start + 40, 4):
+                damaged[place] = rng.integers(256)
+            with contextlib.suppress(UndecodableImage):  # what else comes out fails the test
+                assert decode_grey(bytes(damaged)).size == grey.size
 
 
 def test_cmyk_is_near_its_grey(grey: np.ndarray) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+# pandas' last nanosecond, in the year 2262; later times, of files with a wrong date, stand as it.
+LATEST_US = (2**63 - 1) // 1000
+
 IMAGE_SUFFIXES = (b".jpeg", b".jpg", b".png")
 
 
@@ -21,12 +24,14 @@ class FoundImage:
         path: the file's URI, percent-encoded, from which the exact name can be had back.
         length: size in bytes; -1 where it cannot be had, as of a dangling link.
         modified_us: time of the last modification, microseconds since 1970 UTC; 0 where unknown.
+        problem: why this folder, of unknown content, could not be walked; empty for images.
     """
 
     image_id: str
     path: str
     length: int
     modified_us: int
+    problem: str = ""
 
 
 def walk_images(root: str) -> Iterator[FoundImage]:
@@ -36,16 +41,20 @@ def walk_images(root: str) -> Iterator[FoundImage]:
     the order is that of sorting all relative paths, with one directory in memory at a time. Links
     to directories are followed, but not into one that holds them.
 
-    Raises:
-        OSError: a directory cannot be read.
+    A directory that cannot be read is one entry, whose ``problem`` says why.
     """
     top = os.fsencode(os.path.abspath(root))
     yield from _walk(top, b"", (os.path.realpath(top),))
 
 
 def _walk(directory: bytes, prefix: bytes, ancestors: tuple[bytes, ...]) -> Iterator[FoundImage]:
-    with os.scandir(directory) as entries:
-        keyed = sorted((e.name + b"/" if _is_directory(e) else e.name, e.path) for e in entries)
+    try:
+        with os.scandir(directory) as entries:
+            keyed = sorted((e.name + b"/" if _is_directory(e) else e.name, e.path) for e in entries)
+    except OSError as error:
+        problem = f"the folder cannot be read: {error.strerror}"
+        yield FoundImage(_image_id(prefix), path_to_uri(directory), -1, 0, problem)
+        return
     for key, path in keyed:
         name = key.rstrip(b"/")
         if name.lower().endswith(IMAGE_SUFFIXES):
@@ -66,11 +75,14 @@ def _is_directory(entry: os.DirEntry[Any]) -> bool:
 def _found(relative: bytes, path: bytes) -> FoundImage:
     try:
         status = os.stat(path)
-        length, modified_us = status.st_size, status.st_mtime_ns // 1000
+        length, modified_us = status.st_size, min(status.st_mtime_ns // 1000, LATEST_US)
     except OSError:
         length, modified_us = -1, 0
-    image_id = relative.decode("utf-8", "backslashreplace")
-    return FoundImage(image_id, path_to_uri(path), length, modified_us)
+    return FoundImage(_image_id(relative), path_to_uri(path), length, modified_us)
+
+
+def _image_id(relative: bytes) -> str:
+    return relative.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def path_to_uri(path: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -53,23 +53,22 @@ def check_images(images: str, adapter: str, patient_pattern: str | None) -> None
     )
 
 
-def sample_paths(
-    images: str, adapter: str, patient_pattern: str | None, *, limit: int | None
+def read_paths(
+    image_ids: Sequence[str], adapter: str, patient_pattern: str | None, *, limit: int | None
 ) -> list[tuple[str, PathFacts]]:
-    """Return what the paths of a root say, without Spark: (image_id, facts) of those recognised.
+    """Return what paths say, without Spark: (image_id, facts) of those that are recognised.
 
     Args:
-        images: the image root.
+        image_ids: sorted.
         adapter: the layout.
         patient_pattern: of the ``folder`` adapter.
         limit: as for ``even_sample``.
     """
     parse = make_adapter(adapter, patient_pattern)
-    found = [image.image_id for image in walk_images(images)]
-    if limit is not None and limit < len(found):
-        found = [found[i * len(found) // limit] for i in range(limit)]
+    if limit is not None and limit < len(image_ids):
+        image_ids = [image_ids[i * len(image_ids) // limit] for i in range(limit)]
     recognised = []
-    for image_id in found:
+    for image_id in image_ids:
         with contextlib.suppress(UnrecognisedPath):
             recognised.append((image_id, parse(image_id)))
     return recognised
@@ -100,6 +99,8 @@ def read_listing(
 
 def _row(position: int, image: FoundImage, parse: Adapter) -> tuple[object, ...]:
     found = (position, image.image_id, image.path, image.length, image.modified_us)
+    if image.problem:
+        return (*found, None, None, None, image.problem)
     try:
         facts = parse(image.image_id)
     except UnrecognisedPath as error:

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cxr_spark.errors import UserError
+
 MARKER = "_phantoms.json"
 
 # Shares of images by split, and of findings within each; test is more balanced than train, as
@@ -39,24 +41,37 @@ def draw_phantoms(root: Path, *, n_images: int, image_size: int, seed: int) -> N
     some of them too faint to see. The same arguments make the same images.
 
     Args:
-        root: the image root, a folder for nothing else: what it held before is removed.
+        root: the image root; new, or made by this function.
         n_images: how many, at least 60.
         image_size: height and width in pixels.
         seed: of everything that varies.
+
+    Raises:
+        UserError: the folder exists and is not one of phantoms.
     """
     wanted = {"n_images": n_images, "image_size": image_size, "seed": seed}
     marker = root / MARKER
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
+    stored = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
+    if stored == {**wanted, "complete": True}:
         return
-    if root.exists():  # phantoms of other arguments, or not all of them
+    if stored is not None:  # phantoms of other arguments, or not all of them
         shutil.rmtree(root)
+    elif root.exists():
+        raise UserError(f"Expected no folder where phantoms are to be drawn. Received: {root}")
+    root.mkdir(parents=True)
+    marker.write_text(json.dumps({**wanted, "complete": False}) + "\n", encoding="utf-8")
     for plan in _plan(n_images, seed):
         file = root / plan.image_id
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = draw_phantom(plan.finding, image_size, seed, plan.patient, plan.image_id)
         encoded = cv2.imencode(".jpeg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
         file.write_bytes(encoded)
-    marker.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    marker.write_text(json.dumps({**wanted, "complete": True}) + "\n", encoding="utf-8")
+
+
+def name_phantoms(n_images: int, seed: int) -> list[str]:
+    """Return the image_id of each phantom that ``draw_phantoms`` would draw."""
+    return [plan.image_id for plan in _plan(n_images, seed)]
 
 
 def holds_phantoms(root: Path) -> bool:

@@ -89,6 +89,10 @@ def make_task(name: str, findings: Sequence[str], positive: str | None = None) -
             f"Expected positive: to name one of the two classes {classes[0]} and {classes[1]}. "
             "Received: nothing"
         )
+    if len(classes) > 2 and positive is not None:
+        raise UserError(
+            f"Expected no positive: with {len(classes)} classes. Received: positive={positive!r}"
+        )
     if positive is not None and positive not in classes:
         raise one_of("positive", positive, classes)
     index = {finding: i for i, finding in enumerate(classes)}

@@ -64,9 +64,9 @@ def delong_interval(
 
     Several score vectors, as of several seeds, are joined by the mean of their placement values:
     the interval is that of their mean AUC over test images, and holds no spread over seeds. It is
-    made on the logit scale, so that it stays within 0 and 1. Where every placement is 1, or every
-    one 0, the variance is 0 and DeLong says nothing: the interval then ends where the exact
-    binomial one of the smaller class does.
+    made on the logit scale, so that it stays within 0 and 1. Where the variance is 0, DeLong says
+    nothing. If every placement is 1, or every one 0, the interval ends where the exact binomial one
+    of the smaller class does; if all scores are equal, its ends are NaN.
 
     Args:
         y_true: bool of shape (n_images,).
@@ -87,6 +87,8 @@ def delong_interval(
         float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else auc * (1 - auc)
         for values in (of_positive, of_negative)
     )
+    if variance == 0:
+        return Interval(auc, float("nan"), float("nan"))
     half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
     return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
 

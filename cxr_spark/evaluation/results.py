@@ -71,6 +71,8 @@ def make_results(
     records: Iterable[dict[str, Any]],
     positive: int | None,
     demonstration: str,
+    *,
+    as_paper: bool,
 ) -> pd.DataFrame:
     """Return results.csv: one row a configuration and seed, in ``RESULT_COLUMNS``.
 
@@ -80,6 +82,7 @@ def make_results(
             ``train_seconds``.
         positive: as for ``evaluate``.
         demonstration: why the results say nothing of real X-rays, or an empty string.
+        as_paper: whether task and images are the seed paper's, so that its figures stand beside.
     """
     rows = [
         {
@@ -87,7 +90,7 @@ def make_results(
             **evaluate(table, positive),
             "paper_test_keras_auc": paper_test_keras_auc(
                 record["backbone"], record["preprocessing"], record["head"]
-            ) if positive is not None else None,
+            ) if as_paper else None,
             "demonstration": demonstration,
         }
         for table, record in zip(predictions, records, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import uuid
@@ -22,9 +23,10 @@ from cxr_spark.extraction.store import (
     clear_store,
     commit,
     list_extractions,
-    location,
     read_record,
+    write_record,
 )
+from cxr_spark.files import location
 from cxr_spark.spark import describe_session
 
 if TYPE_CHECKING:
@@ -76,13 +78,19 @@ def extract(
         UserError: the features folder was made of other images, or no image could be used.
     """
     features = request.features
-    created = not features.exists()
+    created, accepted = not features.exists(), False
     staging = features / f"_staging-{uuid.uuid4().hex}"
     try:
         listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
+        if listing.n_images == listing.n_refused:
+            raise UserError(
+                "Expected at least one image whose path the adapter recognises. "
+                f"Received: {listing.n_images} images, of which none does"
+            )
         if overwrite:
-            clear_store(features)
+            clear_store(features, listing, [b.identity.fingerprint for b in backbones])
         accept_listing(features, staging / "manifest", listing)
+        accepted = True
         todo = [b for b in backbones if not _is_done(features, b, request.feature_maps)]
         for backbone in backbones:
             state = "to be computed" if backbone in todo else "already in the store"
@@ -102,9 +110,22 @@ def extract(
                 _commit(spark, request, backbone, listing, failures, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if created and features.exists() and not list_extractions(features):
-            shutil.rmtree(features)
-    return [read_record(features / backbone.identity.fingerprint) for backbone in backbones]
+        if accepted and not list_extractions(features):  # a manifest alone would bind the folder
+            shutil.rmtree(features / "manifest")
+        if created and features.exists() and not any(features.iterdir()):
+            features.rmdir()
+    return [_record_of(request, backbone) for backbone in backbones]
+
+
+def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> ExtractionRecord:
+    """Return the record of a finished extraction; one that is used again takes on a warning."""
+    record = read_record(request.features / backbone.identity.fingerprint)
+    if request.demonstration and record.demonstration != request.demonstration:
+        record = dataclasses.replace(
+            record, weights=backbone.weights, demonstration=request.demonstration
+        )
+        write_record(request.features / backbone.identity.fingerprint, record)
+    return record
 
 
 def _is_done(features: Path, backbone: LoadedBackbone, feature_maps: bool) -> bool:

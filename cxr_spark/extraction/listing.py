@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,13 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import (
     MANIFEST_COLUMNS,
     Listing,
-    location,
     read_listing_record,
     write_listing_record,
 )
+from cxr_spark.files import location
+
+# What makes two listings the same: not where the images lie, but what their paths say of them.
+DIGESTED = [*(name for name in MANIFEST_COLUMNS if name != "path"), "error"]
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -44,7 +46,7 @@ def stage_listing(
         .agg(
             F.count("*").alias("n_images"),
             F.count("error").alias("n_refused"),
-            F.bit_xor(F.xxhash64("image_id", "path", "length", "modified")).alias("digest"),
+            F.bit_xor(F.xxhash64(*DIGESTED)).alias("digest"),
         )
         .first()
     )
@@ -56,12 +58,17 @@ def accept_listing(features: Path, staged: Path, listing: Listing) -> None:
     """Make the staged listing the store's manifest; refuse it where the store has other images."""
     stored = read_listing_record(features)
     if stored is None:
-        shutil.rmtree(features / "manifest", ignore_errors=True)
+        if (features / "manifest").exists():
+            raise UserError(
+                f"Expected --features to be new or a features folder. Received: {features}, whose "
+                "manifest/ is not ours. Give another --features."
+            )
+        write_listing_record(staged, listing)
         staged.rename(features / "manifest")
-        write_listing_record(features, listing)
     elif stored != listing:
         raise UserError(
-            f"Expected the features folder of the same images. Received: {features}, made of "
-            f"{stored.n_images} images, where --images (and --limit) now give {listing.n_images}; "
-            "names, sizes or times differ. Give another --features, or --overwrite to start afresh."
+            "Expected the features folder of the same images. "
+            f"Received: {features}, made of {stored.n_images} images, where --images (and --limit) "
+            f"now give {listing.n_images}; names, sizes, times or what dataset: reads of paths "
+            "differ. Give another --features, or --overwrite to start afresh."
         )

@@ -18,10 +18,10 @@ from cxr_spark.extraction.store import (
     FEATURE_MAP_COLUMNS,
     MANIFEST_COLUMNS,
     Listing,
-    location,
     schema,
 )
 from cxr_spark.extraction.worker import Extraction, make_extractor, result_columns
+from cxr_spark.files import location
 from cxr_spark.spark import progress
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 # many tasks.
 IMAGES_A_TASK = 4096
 TASKS_A_CORE = 4
+
+# petastorm hands over a row group at a time: 32 MB are 160 feature maps of ResNet50.
+ROW_GROUP_BYTES = 32 * 2**20
 
 
 def run_pass(
@@ -105,7 +108,8 @@ def _write_features(
         rows.observe(failures, failed.alias("rows"))
         .where("error IS NULL")
         .select("fingerprint", *kept)
-        .write.partitionBy("fingerprint")
+        .write.option("parquet.block.size", ROW_GROUP_BYTES)
+        .partitionBy("fingerprint")
         .parquet(location(folder))
     )
     return [tuple(row[name] for name in ERROR_COLUMNS) for row in json.loads(failures.get["rows"])]

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr_spark.errors import UserError
+from cxr_spark.files import write_json
 
 CONTRACT = 1
 
@@ -44,31 +45,6 @@ ERROR_COLUMNS = {
 def schema(columns: dict[str, str]) -> str:
     """Return a table of columns as the DDL string that Spark takes."""
     return ", ".join(f"{name} {kind}" for name, kind in columns.items())
-
-
-def location(folder: Path) -> str:
-    """Return a local or mounted folder as Spark and petastorm take it: a URI, nothing encoded."""
-    return "file://" + os.path.abspath(folder)
-
-
-def check_writable(folder: Path, flag: str) -> None:
-    """Refuse an output folder that is a file or cannot be written; write nothing.
-
-    Raises:
-        UserError: says which of the two, and the flag to change.
-    """
-    existing = folder.absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(
-            f"Expected a folder under --{flag}. Received: {folder} ({existing} is a file)"
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(
-            f"Expected a folder under --{flag} that can be written. Received: {folder} "
-            f"(no permission in {existing})"
-        )
 
 
 @dataclass(frozen=True)
@@ -139,6 +115,13 @@ class ExtractionRecord:
 RECORD_NAME = "_extraction.json"
 
 
+def write_record(folder: Path, record: ExtractionRecord) -> None:
+    """Write ``_extraction.json`` into a data set's folder."""
+    write_json(
+        folder / RECORD_NAME, {"fingerprint": record.fingerprint, **dataclasses.asdict(record)}
+    )
+
+
 def read_record(folder: Path) -> ExtractionRecord:
     """Read ``_extraction.json`` of a data set.
 
@@ -185,9 +168,7 @@ def commit(features: Path, staged: Path, staged_errors: Path, record: Extraction
             f"{record.describe()}: {record.n_images} images in, "
             f"but {record.n_rows} rows and {record.n_errors} errors"
         )
-    write_json(
-        staged / RECORD_NAME, {"fingerprint": record.fingerprint, **dataclasses.asdict(record)}
-    )
+    write_record(staged, record)
     places = (
         features / "errors" / f"fingerprint={record.fingerprint}",
         features / record.fingerprint,
@@ -196,14 +177,6 @@ def commit(features: Path, staged: Path, staged_errors: Path, record: Extraction
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(exist_ok=True)
         source.rename(place)
-
-
-def clear_store(features: Path) -> None:
-    """Remove every table of a feature store, and nothing else that its folder may hold."""
-    for record in features.glob(f"*/{RECORD_NAME}"):
-        shutil.rmtree(record.parent)
-    for name in ("manifest", "errors"):
-        shutil.rmtree(features / name, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -221,9 +194,9 @@ class Listing:
     digest: str
 
 
-def write_listing_record(features: Path, listing: Listing) -> None:
-    """Write the record beside the manifest; without it the manifest does not count."""
-    write_json(features / "manifest" / "_manifest.json", dataclasses.asdict(listing))
+def write_listing_record(manifest: Path, listing: Listing) -> None:
+    """Write the record into a manifest's folder; without it the folder is not ours."""
+    write_json(manifest / "_manifest.json", dataclasses.asdict(listing))
 
 
 def read_listing_record(features: Path) -> Listing | None:
@@ -241,10 +214,21 @@ def read_listing_record(features: Path) -> Listing | None:
         raise UserError(f"Expected the record of a manifest. Received: {file} ({error})") from error
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON whole or not at all: beside first, then in its place."""
-    beside = file.with_name(f"_{file.name}.{os.getpid()}")
-    beside.write_text(
-        json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
-    )
-    beside.replace(file)
+def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -> None:
+    """Remove extractions of a features folder, so that they are computed afresh.
+
+    Where the folder is of the same images, the named extractions go and others stay; where it is of
+    other images, all go. What is not the store's is never touched.
+    """
+    stored = read_listing_record(features)
+    if stored is None:
+        return
+    if stored == listing:
+        for fingerprint in fingerprints:
+            shutil.rmtree(features / fingerprint, ignore_errors=True)
+            shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
+        return
+    for record in features.glob(f"*/{RECORD_NAME}"):
+        shutil.rmtree(record.parent)
+    for name in ("manifest", "errors"):
+        shutil.rmtree(features / name, ignore_errors=True)

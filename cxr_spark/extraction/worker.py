@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,8 +85,7 @@ def _decode_all(
     failures: list[tuple[str | None, str | None]] = []
     for path in rows["path"]:
         try:
-            with open(uri_to_path(path), "rb") as file:
-                encoded = file.read()
+            encoded = _read(uri_to_path(path))
         except OSError as error:
             failures.append(("read", error.strerror or str(error)))
             continue
@@ -102,6 +103,13 @@ def _decode_all(
         width=np.array([image.shape[1] for image in images], np.int32),
     )
     return usable, images, told[failed.to_numpy()]
+
+
+def _read(path: bytes) -> bytes:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe would wait for ever
+        raise OSError(errno.EINVAL, "not a regular file")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _features(

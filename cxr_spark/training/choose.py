@@ -32,40 +32,49 @@ def choose_extractions(
             f"Received: {', '.join(sorted(unknown))}. "
             f"There are: {_list(stored)}"
         )
-    chosen: dict[tuple[str, str], ExtractionRecord] = {}
-    for backbone in experiment.backbones:
-        of_backbone = [record for record in stored if record.identity.backbone == backbone]
-        named = [record for record in of_backbone if record.fingerprint in experiment.extraction]
-        candidates = named or of_backbone
-        for preprocessing in experiment.preprocessing:
-            fitting = [
-                record
-                for record in candidates
-                if (record.identity.preprocessing, record.identity.image_size)
-                == (preprocessing, experiment.image_size)
-            ]
-            if len(fitting) == 1 and len(candidates) <= len(experiment.preprocessing):
-                chosen[backbone, preprocessing] = fitting[0]
-                continue
-            if (
-                candidates
-                and (fitting or not named)
-                and len(candidates) > len(experiment.preprocessing)
-            ):
-                raise UserError(
-                    f"Expected one extraction of {backbone} in {features}, "
-                    "or --extraction FINGERPRINT to choose. "
-                    f"Received: {_list(of_backbone)}"
-                )
-            size = "x".join(str(side) for side in experiment.image_size)
-            raise UserError(
-                f"Expected an extraction of {backbone}, preprocessing {preprocessing}, {size}. "
-                f"Received: {features}, which holds {_list(stored) or 'none'}. "
-                "Run extract with this configuration."
-            )
+    chosen: dict[tuple[str, str], ExtractionRecord] = {
+        (backbone, preprocessing): _choose_one(
+            features, stored, experiment, backbone, preprocessing
+        )
+        for backbone in experiment.backbones
+        for preprocessing in experiment.preprocessing
+    }
     _check_same_images(features, list(chosen.values()))
+    _check_same_weights(list(chosen.values()))
     _check_feature_maps(list(chosen.values()), experiment.heads)
     return chosen
+
+
+def _choose_one(
+    features: Path,
+    stored: Sequence[ExtractionRecord],
+    experiment: Experiment,
+    backbone: str,
+    preprocessing: str,
+) -> ExtractionRecord:
+    """Return the one extraction of a backbone and preprocessing, or refuse to guess."""
+    of_backbone = [record for record in stored if record.identity.backbone == backbone]
+    named = [record for record in of_backbone if record.fingerprint in experiment.extraction]
+    candidates = named or of_backbone
+    wanted = (preprocessing, experiment.image_size)
+    fitting = [
+        record
+        for record in candidates
+        if (record.identity.preprocessing, record.identity.image_size) == wanted
+    ]
+    if len(fitting) == 1 and len(candidates) <= len(experiment.preprocessing):
+        return fitting[0]
+    if fitting:
+        raise UserError(
+            f"Expected one extraction of {backbone} in {features}, or --extraction FINGERPRINT to "
+            f"choose. Received: {_list(candidates)}"
+        )
+    size = "x".join(str(side) for side in experiment.image_size)
+    raise UserError(
+        f"Expected an extraction of {backbone}, preprocessing {preprocessing}, {size}. "
+        f"Received: {features}, which holds {_list(stored) or 'none'}. "
+        "Run extract with this configuration."
+    )
 
 
 def _list(records: Sequence[ExtractionRecord]) -> str:
@@ -78,6 +87,16 @@ def _check_same_images(features: Path, records: Sequence[ExtractionRecord]) -> N
             f"Expected extractions of the same images in {features}. Received: {_list(records)}. "
             "Extract again with --overwrite."
         )
+
+
+def _check_same_weights(records: Sequence[ExtractionRecord]) -> None:
+    for backbone in {record.identity.backbone for record in records}:
+        of_backbone = [record for record in records if record.identity.backbone == backbone]
+        if len({record.identity.weights_digest for record in of_backbone}) > 1:
+            raise UserError(
+                f"Expected the same weights of {backbone} with every preprocessing. "
+                f"Received: {_list(of_backbone)}. Choose by --extraction, or extract again."
+            )
 
 
 def _check_feature_maps(records: Sequence[ExtractionRecord], heads: Sequence[str]) -> None:

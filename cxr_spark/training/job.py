@@ -17,7 +17,8 @@ import pandas as pd
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, write_json
+from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.files import write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
@@ -69,7 +70,8 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
     images = read_keys(features, records[0])
     assigned = assign(experiment, images)
     if not experiment.overwrite:
-        check_same_features(run, records)
+        fingerprints = {record.fingerprint for record in records}
+        check_same_features(run, fingerprints, records[0].listing_digest)
     begin_run(run, experiment)
     errors = read_errors(features, records[0])
     update_experiment(run, **describe_run(records, images, assigned, errors))

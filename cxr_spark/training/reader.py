@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ERROR_COLUMNS, ExtractionRecord, location
+from cxr_spark.extraction.store import ERROR_COLUMNS, ExtractionRecord
+from cxr_spark.files import location
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, check_writable, write_json
+from cxr_spark.files import check_writable, write_json
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -44,8 +43,14 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
-# Where an experiment's results go and where its images lie do not make it another experiment.
-_PLACES = {"name", "images", "features", "run", "feature_maps", "extraction", "overwrite"}
+# Where results go and images lie does not make another experiment. Nor does what the extractions
+# themselves tell: weights and images are compared by their digests, not by how they were named.
+_PLACES = {
+    "name", "images", "features", "run", "feature_maps", "extraction", "overwrite", "weights",
+    "limit",
+}  # fmt: skip
+# These may grow: more heads and seeds of the same experiment join what is there.
+_GROWING = ("heads", "seeds")
 _OURS = ("experiment.json", "heads", "predictions", "results.csv", "report.html", "figures")
 
 
@@ -67,15 +72,22 @@ def check_run(run: Path, experiment: Experiment) -> None:
     """Refuse a run folder of another experiment; write nothing.
 
     Raises:
-        UserError: the folder holds another experiment, is a file, or cannot be written.
+        UserError: the folder holds another experiment or what is no run, or cannot be written.
     """
     check_writable(run, "run")
-    if experiment.overwrite or not (run / "experiment.json").exists():
+    if not (run / "experiment.json").exists():
+        foreign = [name for name in _OURS if (run / name).exists()]
+        if foreign:
+            raise UserError(
+                f"Expected --run to be new or to hold a run. Received: {run}, which holds "
+                f"{foreign[0]} but no experiment.json. Give another --run."
+            )
+        return
+    if experiment.overwrite:
         return
     stated, stored = _stated(experiment), read_experiment(run)["experiment"]
-    different = sorted(
-        key for key in {*stated, *stored} - _PLACES if stated.get(key) != stored.get(key)
-    )
+    compared = {*stated, *stored} - _PLACES - {*_GROWING}
+    different = sorted(key for key in compared if stated.get(key) != stored.get(key))
     if different:
         key = different[0]
         raise UserError(
@@ -92,15 +104,28 @@ def begin_run(run: Path, experiment: Experiment) -> None:
         UserError: as for ``check_run``.
     """
     check_run(run, experiment)
+    stated = _stated(experiment)
     if experiment.overwrite:
         clear_run(run)
     if not (run / "experiment.json").exists():
         run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "experiment.json", {"experiment": _stated(experiment)})
+        write_json(run / "experiment.json", {"experiment": stated})
+        return
+    stored = read_experiment(run)["experiment"]
+    for name in _GROWING:
+        stated[name] = list(dict.fromkeys([*stored[name], *stated[name]]))
+    update_experiment(run, experiment=stated)
 
 
-def check_same_features(run: Path, records: Sequence[ExtractionRecord]) -> None:
+def check_same_features(
+    run: Path, fingerprints: set[str], listing_digest: str | None = None
+) -> None:
     """Refuse to go on with a run whose heads were trained on other features.
+
+    Args:
+        run: the run folder.
+        fingerprints: of the extractions to train on.
+        listing_digest: of their images; None where it is not known yet.
 
     Raises:
         UserError: the run folder tells of other extractions, or of other images.
@@ -109,11 +134,12 @@ def check_same_features(run: Path, records: Sequence[ExtractionRecord]) -> None:
     if "extractions" not in content:
         return
     before = {extraction["fingerprint"] for extraction in content["extractions"]}
-    now = {record.fingerprint for record in records}
-    if before != now or content["images"]["listing_digest"] != records[0].listing_digest:
+    other_images = listing_digest not in (None, content["images"]["listing_digest"])
+    if before != fingerprints or other_images:
         raise UserError(
             f"Expected the features that {run} was trained on, {', '.join(sorted(before))}. "
-            f"Received: {', '.join(sorted(now))}, or the same of other images. "
+            f"Received: {', '.join(sorted(fingerprints))}"
+            f"{' of other images' if other_images else ''}. "
             "Give another --run, or --overwrite to start afresh."
         )
 
@@ -161,9 +187,7 @@ def trained(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: there is none.
     """
-    records = [
-        json.loads(file.read_text(encoding="utf-8")) for file in (run / "heads").glob("[!_]*.json")
-    ]
+    records = [_read_head(file) for file in (run / "heads").glob("[!_]*.json")]
     if not records:
         raise UserError(
             f"Expected --run to hold trained heads. Received: {run}, which holds none. "
@@ -179,6 +203,18 @@ def trained(run: Path) -> list[dict[str, Any]]:
             r["seed"],
         ),
     )
+
+
+def _read_head(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content["configuration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Expected the record of a trained head. Received: {file} ({error}). Remove it and "
+            "run train again."
+        ) from error
+    return content
 
 
 def write_predictions(file: Path, predictions: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.config import TrainingConfig
+from cxr_spark.errors import UserError
 from cxr_spark.training.heads import Standardisation, build_head
 from cxr_spark.training.reader import batches
 
@@ -107,6 +108,13 @@ def train_head(
     history = {name: [float(value) for value in values] for name, values in fitted.history.items()}
     everything = batches(inputs, one_hot, batch_size=256)
     scores = np.concatenate([model(features, training=False).numpy() for features, _ in everything])
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"Expected finite scores of the head {head}, seed {seed}. Received: NaN or infinity. "
+            "Lower training.learning_rate, or set standardise: true."
+        )
+    if np.ptp(scores, axis=0).max() == 0:
+        log.warning("  %s, seed %d: every image has one score; nothing was learnt", head, seed)
     return TrainedHead(model, history, scores, seconds)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cxr_spark.dataset.listing import path_to_uri, uri_to_path, walk_images
@@ -59,6 +60,40 @@ def test_uris_lead_back_to_the_exact_names(odd: Path) -> None:
         assert os.path.lexists(path)
     with pytest.raises(ValueError, match="file://"):
         uri_to_path("s3a://bucket/key")
+
+
+def test_no_two_paths_share_an_image_id(tmp_path: Path) -> None:
+    for name in (b"\xff.png", b"\\xff.png", b"\\\\xff.png"):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    assert len({image.image_id for image in walk_images(str(tmp_path))}) == 3
+
+
+def test_times_that_pandas_cannot_hold_stand_as_its_last(tmp_path: Path) -> None:
+    (tmp_path / "future.png").touch()
+    os.utime(tmp_path / "future.png", (1e10, 1e10))
+    (image,) = walk_images(str(tmp_path))
+    assert pd.to_datetime(image.modified_us, unit="us").year == 2262
+
+
+def test_a_folder_that_cannot_be_read_is_an_entry_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open.png").touch()
+    scandir = os.scandir
+
+    def refuse(path: bytes) -> object:
+        if path.endswith(b"closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    closed, image = walk_images(str(tmp_path))
+    assert (closed.image_id, closed.problem) == (
+        "closed/",
+        "the folder cannot be read: Permission denied",
+    )
+    assert image.problem == ""
 
 
 def test_walk_is_in_the_order_of_sorted_paths(odd: Path) -> None:

@@ -32,6 +32,7 @@ def test_findings_are_classes_in_alphabetical_order() -> None:
         ("pneumona", KERMANY, None, "Did you mean 'pneumonia'"),
         ("findings", ["a", "b"], None, "positive: to name one of the two classes a and b"),
         ("findings", ["a", "b"], "c", "positive to be one of a, b"),
+        ("findings", ["a", "b", "c"], "c", "no positive: with 3 classes"),
         ("findings", ["a", "a"], None, "at least two classes"),
         ("pneumonia", KERMANY, "NORMAL", "no positive:"),
     ],

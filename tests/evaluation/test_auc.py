@@ -78,6 +78,7 @@ def test_perfect_and_reversed_scores_have_an_honest_interval(scores: list[int], 
 def test_constant_scores_are_chance() -> None:
     interval = delong_interval([1, 1, 0, 0], [np.ones(4)])
     assert interval.auc == 0.5
+    assert np.isnan([interval.low, interval.high]).all()  # no image tells how sure that is
 
 
 def test_one_class_is_refused() -> None:

@@ -37,7 +37,9 @@ def make_record(seed: int, head: str = "gap") -> dict[str, object]:
 
 def test_results_have_the_columns_and_the_papers_figure(rng: np.random.Generator) -> None:
     predictions = [make_predictions(rng), make_predictions(rng)]
-    results = make_results(predictions, [make_record(0), make_record(1, "fc1024")], 1, "")
+    results = make_results(
+        predictions, [make_record(0), make_record(1, "fc1024")], 1, "", as_paper=True
+    )
     assert tuple(results.columns) == RESULT_COLUMNS
     assert results["paper_test_keras_auc"].tolist() == [0.89, 0.8038]
     assert results[["n_train", "n_val", "n_test"]].to_numpy().tolist() == [[40, 40, 40]] * 2
@@ -50,7 +52,8 @@ def test_results_have_the_columns_and_the_papers_figure(rng: np.random.Generator
 def test_the_positive_class_may_be_the_first(rng: np.random.Generator) -> None:
     predictions = make_predictions(rng)
     first, second = (
-        make_results([predictions], [make_record(0)], positive, "") for positive in (0, 1)
+        make_results([predictions], [make_record(0)], positive, "", as_paper=True)
+        for positive in (0, 1)
     )
     assert first["test_auc"][0] == pytest.approx(second["test_auc"][0])  # softmax: mirrored
     assert first["test_sensitivity"][0] != second["test_sensitivity"][0]
@@ -58,7 +61,7 @@ def test_the_positive_class_may_be_the_first(rng: np.random.Generator) -> None:
 
 def test_three_classes_leave_thresholds_and_intervals_empty(rng: np.random.Generator) -> None:
     predictions = make_predictions(rng, 3)
-    results = make_results([predictions], [make_record(0)], None, "")
+    results = make_results([predictions], [make_record(0)], None, "", as_paper=False)
     empty = [
         "test_auc_low", "test_auc_high", "test_sensitivity", "test_specificity", "threshold",
         "paper_test_keras_auc",
@@ -75,7 +78,9 @@ def test_three_classes_leave_thresholds_and_intervals_empty(rng: np.random.Gener
 
 def test_summary_is_the_mean_over_seeds(rng: np.random.Generator) -> None:
     predictions = [make_predictions(rng) for _ in range(3)]
-    results = make_results(predictions, [make_record(seed) for seed in range(3)], 1, "")
+    results = make_results(
+        predictions, [make_record(seed) for seed in range(3)], 1, "", as_paper=True
+    )
     summary = summarise(results, predictions, 1)
     assert len(summary) == 1
     assert summary["test_auc"][0] == pytest.approx(results["test_auc"].mean())

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.backbones import compile_forward, load_backbone
-from cxr_spark.config import Experiment
+from cxr_spark.config import DatasetConfig, Experiment
 from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.job import ExtractionRequest, extract
 from cxr_spark.extraction.load import load_backbones
-from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.extraction.store import ExtractionRecord, list_extractions
 from cxr_spark.images import decode_grey, resize_bilinear
 
 
@@ -129,6 +129,7 @@ def spoiled(phantoms: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     (folder / "person3_virus_0.jpeg").write_bytes(whole[: len(whole) // 2])
     (folder / "person4_virus_0.jpeg").symlink_to("nowhere")
     (folder / "person5_virus_0.jpeg").mkdir()
+    os.mkfifo(folder / "person6_virus_0.jpeg")
     (folder / "holiday.jpeg").write_bytes(whole)
     (folder / "_person6_virus_0.jpeg").write_bytes(whole)
     (root / "train:2.jpeg").write_bytes(whole)
@@ -139,6 +140,7 @@ def spoiled(phantoms: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
         "person3_virus_0.jpeg": "decode",
         "person4_virus_0.jpeg": "read",
         "person5_virus_0.jpeg": "read",
+        "person6_virus_0.jpeg": "read",
         "holiday.jpeg": "path",
         "_person6_virus_0.jpeg": "path",
         "person7_\\xff_0.jpeg": "path",
@@ -160,7 +162,7 @@ def test_every_image_is_a_row_or_an_error_and_neighbours_are_unchanged(
         assert errors["stage"].to_dict() == stages
         assert errors["error"].str.len().min() > 4
         assert "truncated" in errors["error"]["train/PNEUMONIA/person3_virus_0.jpeg"]
-        assert (record.n_images, record.n_rows, record.n_errors) == (99, 90, 9)
+        assert (record.n_images, record.n_rows, record.n_errors) == (100, 90, 10)
         stored, new = (np.stack(r["pooled"]) for r in (read(features, whole), read(store, record)))
         distance = np.linalg.norm(stored - new, axis=1) / np.linalg.norm(stored, axis=1)
         assert distance.max() <= 1e-5
@@ -172,6 +174,43 @@ def test_a_folder_without_any_usable_image_is_told(spark, experiment, tmp_path: 
     (folder / "IM-0001-0001.jpeg").write_text("no image")
     with pytest.raises(UserError, match="all with errors .*neither JPEG nor PNG"):
         run(spark, experiment, tmp_path / "images", tmp_path / "features")
+
+
+def test_a_folder_of_misnamed_files_is_told_and_leaves_nothing(
+    spark, experiment, phantoms: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpeg").touch()
+    with pytest.raises(UserError, match="1 images, of which none does"):
+        run(spark, experiment, tmp_path / "images", tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+def test_what_paths_say_is_part_of_what_a_store_is_made_of(
+    spark, experiment, phantoms: Path, tmp_path: Path
+) -> None:
+    features = tmp_path / "features"
+    few = experiment.model_copy(update={"limit": 20})
+    run(spark, few, phantoms, features)
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(phantoms)
+    run(spark, few, moved, features)
+    folders = DatasetConfig(adapter="folder", patient_pattern=r"/([^/_]+)")
+    with pytest.raises(UserError, match="what dataset: reads of paths differ"):
+        run(spark, few.model_copy(update={"dataset": folders}), phantoms, features)
+
+
+def test_an_extraction_that_is_used_again_takes_on_its_warning(
+    extracted, spark, phantoms: Path, tmp_path: Path
+) -> None:
+    experiment, features, _ = extracted
+    copy = tmp_path / "features"
+    shutil.copytree(features, copy)
+    backbones = load_backbones(experiment, tmp_path)
+    request = ExtractionRequest(experiment, phantoms, copy, False, "Demonstration: a warning.")
+    again = extract(spark, request, backbones)
+    assert {record.demonstration for record in again} == {"Demonstration: a warning."}
+    assert list_extractions(copy) == sorted(again, key=lambda r: r.identity.backbone)
 
 
 def test_a_store_of_other_images_is_refused_and_overwritten_on_request(

@@ -11,10 +11,12 @@ from cxr_spark.extraction.store import (
     RECORD_NAME,
     ExtractionRecord,
     Identity,
+    Listing,
     clear_store,
     commit,
     list_extractions,
     read_record,
+    write_listing_record,
 )
 
 IDENTITY = Identity("ResNet50", "d" * 64, "none", (224, 224))
@@ -94,9 +96,19 @@ def test_an_edited_record_is_refused(tmp_path: Path, damage) -> None:
         read_record(file.parent)
 
 
-def test_clearing_leaves_what_is_not_the_stores(tmp_path: Path) -> None:
-    make_store(tmp_path, make_record())
+def test_clearing_leaves_other_extractions_of_the_same_images_and_foreign_files(
+    tmp_path: Path,
+) -> None:
+    listing = Listing(3, 0, "0")
+    one, two = make_record(), make_record(identity=dataclasses.replace(IDENTITY, contract=2))
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "mine.txt").touch()
-    clear_store(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != "_") == ["notes"]
+    clear_store(tmp_path, listing, [one.fingerprint])  # no store yet
+    for record in (one, two):
+        make_store(tmp_path, record)
+        (tmp_path / "_staging").rmdir()
+    (tmp_path / "manifest").mkdir()
+    write_listing_record(tmp_path / "manifest", listing)
+    clear_store(tmp_path, listing, [one.fingerprint])
+    assert list_extractions(tmp_path) == [two]
+    clear_store(tmp_path, Listing(4, 0, "1"), [one.fingerprint])
+    assert [p.name for p in tmp_path.iterdir()] == ["notes"]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +130,56 @@ def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> Non
         run_train(make_experiment(tmp_path, heads=["gap"], training={"epochs": 3}))
     run_train(make_experiment(tmp_path, heads=["gap"], training={"epochs": 3}, overwrite=True))
     assert len(json.loads(kept.read_text())["history"]["loss"]) == 3
+
+
+def test_heads_and_seeds_of_the_same_experiment_join_a_run(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0, 1]))
+    run_train(make_experiment(tmp_path, heads=["fc1024"], seeds=[0]))
+    run_report(run)
+    results = pd.read_csv(run / "results.csv")
+    assert list(zip(results["head"], results["seed"], strict=True)) == [
+        ("gap", 0), ("gap", 1), ("fc1024", 0),
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    (tmp_path / "run" / "heads").mkdir(parents=True)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"holds heads but no experiment.json"):
+            run_train(make_experiment(tmp_path, overwrite=overwrite))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["heads"]
+
+
+def test_a_damaged_record_of_a_head_is_named(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0]))
+    (tmp_path / "run" / "heads" / "ResNet50-none-gap-seed0.json").write_text("{")
+    with pytest.raises(UserError, match=r"ResNet50-none-gap-seed0.json.*run train again"):
+        run_report(tmp_path / "run")
+
+
+def test_the_papers_figures_stand_beside_its_own_task_alone(tmp_path: Path) -> None:
+    make_store(tmp_path / "features", findings=("cat", "dog"))
+    folder = {"adapter": "folder", "patient_pattern": "."}
+    run_train(
+        make_experiment(
+            tmp_path, task="findings", positive="dog", heads=["gap"], seeds=[0], dataset=folder
+        )
+    )
+    run_report(tmp_path / "run")
+    assert pd.read_csv(tmp_path / "run" / "results.csv")["paper_test_keras_auc"].isna().all()
+    assert "the paper" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_weights_are_not_mixed_over_preprocessings(tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    make_store(features)
+    make_store(features, preprocessing="keras", weights_digest="e" * 64)
+    with pytest.raises(UserError, match="the same weights of ResNet50"):
+        choose_extractions(features, make_experiment(tmp_path, preprocessing=["none", "keras"]))
 
 
 def test_a_run_of_other_features_is_refused(tmp_path: Path) -> None:

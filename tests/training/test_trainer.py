@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cxr_spark.config import TrainingConfig
+from cxr_spark.errors import UserError
 from cxr_spark.training.trainer import standardise, train_head
 
 N = 240
@@ -58,6 +59,15 @@ def test_test_images_do_not_touch_training(problem) -> None:
     one, two = train(problem), train((changed, swapped, splits))
     for a, b in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_a_head_that_diverges_is_told_and_one_that_is_dead_is_warned_of(problem, caplog) -> None:
+    pooled, labels, splits = problem
+    with pytest.raises(UserError, match="finite scores of the head gap, seed 0"):
+        train((pooled * np.float32(np.nan), labels, splits), epochs=1)
+    with caplog.at_level("WARNING"):
+        train((np.zeros_like(pooled), labels, splits), epochs=1)
+    assert "nothing was learnt" in caplog.text
 
 
 def test_early_stopping_ends_before_the_last_epoch(problem) -> None:

@@ -1,0 +1,57 @@
+"""Output folders and small files: checked before work begins, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cxr_spark.errors import UserError
+
+# Spark takes these for patterns, petastorm for the end of a path.
+UNUSABLE = "[]{}*?#\\"
+
+
+def location(folder: Path) -> str:
+    """Return a local or mounted folder as Spark and petastorm take it: a URI, nothing encoded."""
+    return "file://" + os.path.abspath(folder)
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse an output folder that cannot serve; write nothing.
+
+    Raises:
+        UserError: the folder is a file, may not be written, or has a name that Spark or petastorm
+            would take for another; says which, and the flag to change.
+    """
+    expected = f"Expected a folder under --{flag}"
+    existing = folder.absolute()
+    if bad := sorted(set(str(existing)) & set(UNUSABLE)):
+        raise UserError(
+            f"{expected} whose path has none of {UNUSABLE}, which Spark takes for patterns. "
+            f"Received: {folder} (has {' '.join(bad)})"
+        )
+    locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or ""
+    if not str(existing).isascii() and "utf" not in locale.lower():
+        raise UserError(
+            f"{expected} with an ASCII path where the locale is not UTF-8. "
+            f"Received: {folder} (locale {locale or 'C'}). Set LC_ALL=C.UTF-8."
+        )
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{expected}. Received: {folder} ({existing} is a file)")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{expected} that can be written. Received: {folder} (no permission in {existing})"
+        )
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all: beside first, then in its place."""
+    beside = file.with_name(f"_{file.name}.{os.getpid()}")
+    beside.write_text(
+        json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
+    beside.replace(file)
