@@ -110,10 +110,12 @@ def progress(
 
 
 def _progress_line(share: float, n_images: int, seconds: float) -> str:
-    images = share * n_images
-    rate = images / seconds
-    left = f"{(n_images - images) / rate:.0f} s left" if rate else "no task has ended yet"
-    return f"about {images:,.0f} of {n_images:,} images, {rate:,.0f} images/s, {left}"
+    """Say what is done; the rate counts building backbones, so it tells little at first."""
+    done = f"about {share * n_images:,.0f} of {n_images:,} images"
+    if share < 0.25:
+        return f"{done}, {seconds:.0f} s so far"
+    rate = share * n_images / seconds
+    return f"{done}, {rate:,.1f} images/s, about {(1 - share) * seconds / share:.0f} s left"
 
 
 def describe_session(spark: SparkSession) -> dict[str, Any]:

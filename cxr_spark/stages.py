@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -191,12 +191,8 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
     ]
     content = read_experiment(run)
     positive = content["task"]["positive"]
-    as_paper = (content["task"]["name"], content["experiment"]["dataset"]["adapter"]) == (
-        "pneumonia",
-        "kermany",
-    )
     results = make_results(
-        predictions, records, positive, content["demonstration"], as_paper=as_paper
+        predictions, records, positive, content["demonstration"], as_paper=_is_papers(content)
     )
     beside = run / "_results.csv"
     results.to_csv(beside, index=False, float_format="%.6f")
@@ -206,6 +202,17 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
     return results, predictions
 
 
+def _is_papers(content: dict[str, Any]) -> bool:
+    """Whether a run's task and images are the seed paper's: no other folder's, and no phantoms."""
+    experiment = content["experiment"]
+    drawn = experiment["images"] is None and experiment["phantoms"] is not None
+    return (
+        content["task"]["name"] == "pneumonia"
+        and experiment["dataset"]["adapter"] == "kermany"
+        and not drawn
+    )
+
+
 def _print_table(summary: pd.DataFrame, demonstration: str) -> None:
     columns = {
         "configuration": "configuration", "n_seeds": "seeds", "val_auc": "val AUC",
@@ -213,7 +220,7 @@ def _print_table(summary: pd.DataFrame, demonstration: str) -> None:
         "test_keras_auc": "Keras AUC", "paper_test_keras_auc": "paper's",
     }  # fmt: skip
     ordered = summary.sort_values("test_auc", ascending=False, kind="stable")
-    table = ordered[list(columns)].rename(columns=columns)
+    table = ordered[list(columns)].rename(columns=columns).dropna(axis="columns", how="all")
     print(f"\n{demonstration}\n" if demonstration else "")
     print(table.to_string(index=False, float_format="%.3f", na_rep="-"))
     print("Not for clinical use.\n", flush=True)

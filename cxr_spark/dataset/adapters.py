@@ -90,12 +90,12 @@ def parse_folder(image_id: str, patient_pattern: str | None = None) -> PathFacts
         match = re.search(patient_pattern, image_id)
         if match is None:
             raise UnrecognisedPath(
-                f"dataset.patient_pattern {patient_pattern!r} is not found in the path"
+                f"dataset.patient_pattern {patient_pattern} is not found in the path"
             )
         patient = match[1] if match.re.groups else match[0]
         if not patient:
             raise UnrecognisedPath(
-                f"dataset.patient_pattern {patient_pattern!r} found an empty patient"
+                f"dataset.patient_pattern {patient_pattern} found an empty patient"
             )
     return PathFacts(parts[0], patient, split)
 

@@ -108,15 +108,12 @@ def _row(position: int, image: FoundImage, parse: Adapter) -> tuple[object, ...]
     return (*found, facts.patient_id, facts.finding, facts.official_split, None)
 
 
-def even_sample(listing: DataFrame, limit: int) -> DataFrame:
-    """Return ``limit`` rows at even distances over the sorted paths: those at i * n // limit.
+def even_sample(listing: DataFrame, limit: int, n_images: int) -> DataFrame:
+    """Return ``limit`` of ``n_images`` rows, evenly over the sorted paths: those at i * n // limit.
 
     Every split and class of a sorted folder is in such a sample.
     """
     from pyspark.sql import functions as F  # noqa: N812
 
-    n = listing.count()
-    if limit >= n:
-        return listing
-    i = F.floor((F.col("position") * limit + n - 1) / n)
-    return listing.where((i < limit) & (F.floor(i * n / limit) == F.col("position")))
+    i = F.floor((F.col("position") * limit + n_images - 1) / n_images)
+    return listing.where((i < limit) & (F.floor(i * n_images / limit) == F.col("position")))

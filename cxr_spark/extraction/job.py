@@ -165,14 +165,16 @@ def _commit(
         n_rows=rows.count(),
         n_errors=spark.read.parquet(location(staged_errors)).count(),
         listing_digest=listing.digest,
+        limit=listing.limit,
         demonstration=request.demonstration,
         spark=describe_session(spark),
     )
     commit(request.features, staged, staged_errors, record)
     log.info(
-        "%s: %d images in = %d rows + %d errors",
+        "%s: %d images in = %d rows + %d errors%s",
         identity.backbone,
         record.n_images,
         record.n_rows,
         record.n_errors,
+        f", their reasons in {request.features / 'errors'}" if record.n_errors else "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from cxr_spark.extraction.store import (
     write_listing_record,
 )
 from cxr_spark.files import location
+
+log = logging.getLogger(__name__)
 
 # What makes two listings the same: not where the images lie, but what their paths say of them.
 DIGESTED = [*(name for name in MANIFEST_COLUMNS if name != "path"), "error"]
@@ -38,8 +41,14 @@ def stage_listing(
 
     dataset = experiment.dataset
     found = read_listing(spark, str(images), dataset.adapter, dataset.patient_pattern)
-    if experiment.limit is not None:
-        found = even_sample(found, experiment.limit)
+    limit = experiment.limit
+    if limit is not None:
+        n_found = found.count()
+        if limit < n_found:
+            found = even_sample(found, limit, n_found)
+        else:
+            limit = None
+    log.info("listing the images under %s", images)
     found.select(*MANIFEST_COLUMNS, "error").write.parquet(location(folder))
     row = (
         spark.read.parquet(location(folder))
@@ -51,7 +60,7 @@ def stage_listing(
         .first()
     )
     assert row is not None  # an aggregate without groups has one row
-    return Listing(row["n_images"], row["n_refused"], f"{row['digest'] & (2**64 - 1):016x}")
+    return Listing(row["n_images"], row["n_refused"], f"{row['digest'] & (2**64 - 1):016x}", limit)
 
 
 def accept_listing(features: Path, staged: Path, listing: Listing) -> None:
@@ -65,7 +74,7 @@ def accept_listing(features: Path, staged: Path, listing: Listing) -> None:
             )
         write_listing_record(staged, listing)
         staged.rename(features / "manifest")
-    elif stored != listing:
+    elif (stored.n_images, stored.digest) != (listing.n_images, listing.digest):
         raise UserError(
             "Expected the features folder of the same images. "
             f"Received: {features}, made of {stored.n_images} images, where --images (and --limit) "

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr_spark.backbones import load_backbone, weights_digest
+from cxr_spark.backbones import BACKBONES, load_backbone, weights_digest
 from cxr_spark.config import Experiment
 from cxr_spark.extraction.store import Identity
 
@@ -53,9 +53,19 @@ def load_backbones(experiment: Experiment, folder: Path) -> list[LoadedBackbone]
         path = folder / f"{name}-{digest[:16]}.weights.h5"
         model.save_weights(str(path))
         for preprocessing in experiment.preprocessing:
+            _warn_of_pixels(name, preprocessing)
             identity = Identity(name, digest, preprocessing, experiment.image_size)
             loaded.append(LoadedBackbone(identity, label, path, tuple(model.output_shape[1:])))
         log.info(
             "%s: weights loaded in %.1f s, digest %s", name, time.monotonic() - began, digest[:16]
         )
     return loaded
+
+
+def _warn_of_pixels(name: str, preprocessing: str) -> None:
+    """Say where weights expect other pixels, or where a preprocessing changes nothing."""
+    expects_raw = BACKBONES[name].expects_raw
+    if expects_raw and preprocessing == "keras":
+        log.warning("%s rescales inside: preprocessing keras gives what none gives", name)
+    if not expects_raw and preprocessing == "none":
+        log.warning("%s: its ImageNet weights expect preprocessing keras, not raw pixels", name)

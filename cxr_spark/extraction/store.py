@@ -81,6 +81,7 @@ class ExtractionRecord:
         feature_map_shape: (height, width, channels) of the stored maps; None where none are stored.
         n_images: images found = ``n_rows`` + ``n_errors``.
         listing_digest: of the set of images found, to tell whether a folder has changed.
+        limit: how many images a sample was cut to; None for all of a folder.
         demonstration: why the features say nothing of real X-rays, or an empty string.
         spark: versions and the Spark configuration that made them.
     """
@@ -92,6 +93,7 @@ class ExtractionRecord:
     n_rows: int
     n_errors: int
     listing_digest: str
+    limit: int | None
     demonstration: str
     spark: dict[str, Any]
 
@@ -186,12 +188,14 @@ class Listing:
     Attributes:
         n_images: how many were found.
         n_refused: how many of them have a path that the adapter does not recognise.
-        digest: of the set of their names, places, sizes and times.
+        digest: of the set of their names, sizes, times, and what the paths say.
+        limit: how many images a sample was cut to; None for all of a folder.
     """
 
     n_images: int
     n_refused: int
     digest: str
+    limit: int | None = None
 
 
 def write_listing_record(manifest: Path, listing: Listing) -> None:

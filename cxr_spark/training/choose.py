@@ -73,7 +73,7 @@ def _choose_one(
     raise UserError(
         f"Expected an extraction of {backbone}, preprocessing {preprocessing}, {size}. "
         f"Received: {features}, which holds {_list(stored) or 'none'}. "
-        "Run extract with this configuration."
+        "Run extract with this configuration, or name by --backbones what there is."
     )
 
 

@@ -40,6 +40,7 @@ def describe_run(
         "task": {"name": task.name, "classes": list(task.classes), "positive": task.positive},
         "images": {
             "listing_digest": first.listing_digest,
+            "limit": first.limit,
             "n_images": first.n_images,
             "n_rows": first.n_rows,
             "n_errors": first.n_errors,

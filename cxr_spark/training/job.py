@@ -92,7 +92,8 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
             _store(run, fit, trained, images, assigned)
             done.append((fit, time.monotonic() - began))
             log.info(
-                "training: %d of %d, %s in %.1f s, validation AUC (Keras) %.4f, about %.0f s left",
+                "training: %d of %d, %s in %.1f s, Keras' metric on validation %.4f, "
+                "about %.0f s left",
                 len(done), len(fits), fit.name, trained.seconds, trained.history["val_auc"][-1],
                 _seconds_left(done, fits[len(done) :]),
             )  # fmt: skip
@@ -167,6 +168,8 @@ def _store(
         run / "heads" / f"{fit.name}.json",
         {
             **names,
+            "takes": HEADS[fit.configuration.head].takes,
+            "classes": list(assigned.task.classes),
             "extraction": fit.record.fingerprint,
             "weights": fit.record.weights,
             "train_seconds": round(trained.seconds, 3),

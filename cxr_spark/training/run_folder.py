@@ -145,7 +145,9 @@ def check_same_features(
 
 
 def _stated(experiment: Experiment) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(experiment.model_dump_json())
+    """Return the experiment as JSON, without what the extractions themselves tell."""
+    told_elsewhere = {"weights", "limit", "extraction", "overwrite"}
+    content: dict[str, Any] = json.loads(experiment.model_dump_json(exclude=told_elsewhere))
     return content
 
 

@@ -31,6 +31,7 @@ def make_record(**changes: object) -> ExtractionRecord:
         "n_rows": 2,
         "n_errors": 1,
         "listing_digest": "0",
+        "limit": None,
         "demonstration": "",
         "spark": {},
     }

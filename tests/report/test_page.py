@@ -45,7 +45,8 @@ def make_measures(**changes: object) -> RunMeasures:
         "demonstration": "",
         "task": {"name": "pneumonia", "classes": ["NORMAL", "PNEUMONIA"], "positive": 1},
         "images": {
-            "n_images": 21, "n_rows": 20, "n_errors": 1, "errors_by_stage": {"decode": 1},
+            "limit": None, "n_images": 21, "n_rows": 20, "n_errors": 1,
+            "errors_by_stage": {"decode": 1},
             "errors": [{"image_id": f"train/{SCRIPT}.jpeg", "stage": "decode", "error": SCRIPT}],
             "by_split_and_finding": [{"split": "train", "finding": "NORMAL", "n": 10}],
             "patients_by_split": {"train": 8, "val": 3, "test": 4},

@@ -44,6 +44,7 @@ def make_store(
         n_rows=N,
         n_errors=0,
         listing_digest=listing_digest,
+        limit=None,
         demonstration="Demonstration: made up.",
         spark={"version": "4", "default_parallelism": 2, "conf": {}},
     )

@@ -28,6 +28,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
             "n_rows": N,
             "n_errors": 1,
             "listing_digest": "0",
+            "limit": None,
             "demonstration": "",
             "spark": {},
             **changes,
