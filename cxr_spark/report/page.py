@@ -161,7 +161,9 @@ def _roc_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> 
 
 
 def _auc(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.3f}"
+    if value is None or pd.isna(value):
+        return ""
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def _share(value: float | None) -> str:

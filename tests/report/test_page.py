@@ -139,6 +139,14 @@ def test_imbalance_is_that_of_the_papers_table_1() -> None:
     assert smallest_to_largest[0]["ratio"] == pytest.approx(1349 / 3883)
 
 
+def test_an_auc_below_one_is_never_shown_as_one(tmp_path: Path) -> None:
+    measures = make_measures()
+    results = measures.results.assign(val_auc=[1.0, 0.99951] * 4)
+    page = write_report(tmp_path, make_measures(results=results)).read_text(encoding="utf-8")
+    assert page.count("&gt; 0.999") == 4
+    assert page.count("<td>1.000</td>") == 4
+
+
 def test_intervals_that_do_not_overlap_name_no_rivals(tmp_path: Path) -> None:
     measures = make_measures()
     summary = measures.summary.assign(test_auc_high=measures.summary["test_auc"] + 0.001)
