@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 check-tools:
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-		echo "cxr_spark needs Python 3.11, and found $$('$(PYTHON)' --version 2>&1). Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+		echo "cxr_spark needs Python 3.11, and found $$('$(PYTHON)' --version 2>&1 | head -n 1). Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { \
 		echo "cxr_spark needs Python's venv module. On Debian and Ubuntu: apt-get install python3.11-venv" >&2; exit 2; }
 	@java=$${JAVA_HOME:+$$JAVA_HOME/bin/}java; \
