@@ -20,6 +20,7 @@ from cxr_spark.training.heads import HEADS
 from cxr_spark.training.run_folder import (
     check_run,
     check_same_features,
+    head_name,
     read_experiment,
     read_predictions,
     trained,
@@ -53,10 +54,9 @@ def run_report(run: Path) -> None:
     from cxr_spark.evaluation.results import roc_points, summarise
     from cxr_spark.report.page import RunMeasures, write_report
 
-    read_experiment(run)
+    content = read_experiment(run)
     check_writable(run, "run")
     results, predictions = write_results(run, show=False)
-    content = read_experiment(run)
     positive = content["task"]["positive"]
     counts = predictions[0].groupby(["label", "split"]).size().unstack(fill_value=0)
     counts.index = pd.Index(content["task"]["classes"])
@@ -186,7 +186,7 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
 
     records = trained(run)
     predictions = [
-        read_predictions(run, f"{record['configuration']}-seed{record['seed']}")
+        read_predictions(run, head_name(record["configuration"], record["seed"]))
         for record in records
     ]
     content = read_experiment(run)

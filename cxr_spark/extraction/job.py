@@ -91,7 +91,12 @@ def extract(
             clear_store(features, listing, [b.identity.fingerprint for b in backbones])
         accept_listing(features, staging / "manifest", listing)
         accepted = True
-        todo = [b for b in backbones if not _is_done(features, b, request.feature_maps)]
+        stored = {record.fingerprint: record for record in list_extractions(features)}
+        todo = [
+            backbone
+            for backbone in backbones
+            if not _serves(stored.get(backbone.identity.fingerprint), request.feature_maps)
+        ]
         for backbone in backbones:
             state = "to be computed" if backbone in todo else "already in the store"
             log.info(
@@ -128,11 +133,9 @@ def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> Extracti
     return record
 
 
-def _is_done(features: Path, backbone: LoadedBackbone, feature_maps: bool) -> bool:
-    for record in list_extractions(features):
-        if record.fingerprint == backbone.identity.fingerprint:
-            return record.feature_map_shape is not None or not feature_maps
-    return False
+def _serves(record: ExtractionRecord | None, feature_maps: bool) -> bool:
+    """Return whether a stored extraction holds all that is asked for."""
+    return record is not None and (record.feature_map_shape is not None or not feature_maps)
 
 
 def _commit(

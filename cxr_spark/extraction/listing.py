@@ -74,7 +74,7 @@ def accept_listing(features: Path, staged: Path, listing: Listing) -> None:
             )
         write_listing_record(staged, listing)
         staged.rename(features / "manifest")
-    elif (stored.n_images, stored.digest) != (listing.n_images, listing.digest):
+    elif not stored.is_of_same_images(listing):
         raise UserError(
             "Expected the features folder of the same images. "
             f"Received: {features}, made of {stored.n_images} images, where --images (and --limit) "

@@ -197,6 +197,10 @@ class Listing:
     digest: str
     limit: int | None = None
 
+    def is_of_same_images(self, other: Listing) -> bool:
+        """Return whether two listings are of the same images, however they were chosen."""
+        return (self.n_images, self.digest) == (other.n_images, other.digest)
+
 
 def write_listing_record(manifest: Path, listing: Listing) -> None:
     """Write the record into a manifest's folder; without it the folder is not ours."""
@@ -227,7 +231,7 @@ def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -
     stored = read_listing_record(features)
     if stored is None:
         return
-    if stored == listing:
+    if stored.is_of_same_images(listing):
         for fingerprint in fingerprints:
             shutil.rmtree(features / fingerprint, ignore_errors=True)
             shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)

@@ -29,6 +29,7 @@ from cxr_spark.training.run_folder import (
     begin_run,
     check_run,
     check_same_features,
+    head_name,
     update_experiment,
     write_predictions,
 )
@@ -47,7 +48,7 @@ class _Fit:
 
     @property
     def name(self) -> str:
-        return f"{self.configuration.name}-seed{self.seed}"
+        return head_name(self.configuration.name, self.seed)
 
     @property
     def inputs(self) -> tuple[ExtractionRecord, str]:

@@ -43,12 +43,10 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
-# Where results go and images lie does not make another experiment. Nor does what the extractions
-# themselves tell: weights and images are compared by their digests, not by how they were named.
-_PLACES = {
-    "name", "images", "features", "run", "feature_maps", "extraction", "overwrite", "weights",
-    "limit",
-}  # fmt: skip
+# Not compared: where results go and images lie does not make another experiment.
+_PLACES = {"name", "images", "features", "run", "feature_maps"}
+# Not stored: the extractions themselves tell it, and are compared by their digests.
+_TOLD_ELSEWHERE = {"weights", "limit", "extraction", "overwrite"}
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds")
 _OURS = ("experiment.json", "heads", "predictions", "results.csv", "report.html", "figures")
@@ -66,6 +64,11 @@ class Configuration:
     def name(self) -> str:
         """The name that tables and files carry."""
         return f"{self.backbone}-{self.preprocessing}-{self.head}"
+
+
+def head_name(configuration: str, seed: int) -> str:
+    """Return the name that a trained head's files carry."""
+    return f"{configuration}-seed{seed}"
 
 
 def check_run(run: Path, experiment: Experiment) -> None:
@@ -146,8 +149,7 @@ def check_same_features(
 
 def _stated(experiment: Experiment) -> dict[str, Any]:
     """Return the experiment as JSON, without what the extractions themselves tell."""
-    told_elsewhere = {"weights", "limit", "extraction", "overwrite"}
-    content: dict[str, Any] = json.loads(experiment.model_dump_json(exclude=told_elsewhere))
+    content: dict[str, Any] = json.loads(experiment.model_dump_json(exclude=_TOLD_ELSEWHERE))
     return content
 
 
@@ -167,14 +169,19 @@ def read_experiment(run: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or no JSON.
     """
-    file = run / "experiment.json"
+    expected = "--run to hold the experiment.json of a run"
+    return _read_object(run / "experiment.json", "experiment", expected, str(run))
+
+
+def _read_object(
+    file: Path, key: str, expected: str, received: str, remedy: str = ""
+) -> dict[str, Any]:
+    """Read a JSON object that has ``key``, or raise a UserError in the given words."""
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        content["experiment"]
+        content[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"Expected --run to hold the experiment.json of a run. Received: {run} ({error})"
-        ) from error
+        raise UserError(f"Expected {expected}. Received: {received} ({error}){remedy}") from error
     return content
 
 
@@ -208,15 +215,8 @@ def trained(run: Path) -> list[dict[str, Any]]:
 
 
 def _read_head(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        content["configuration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"Expected the record of a trained head. Received: {file} ({error}). Remove it and "
-            "run train again."
-        ) from error
-    return content
+    remedy = ". Remove it and run train again."
+    return _read_object(file, "configuration", "the record of a trained head", str(file), remedy)
 
 
 def write_predictions(file: Path, predictions: pd.DataFrame) -> None:
