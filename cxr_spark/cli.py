@@ -46,8 +46,7 @@ def _numbers(text: str) -> list[int]:
 _FLAGS: dict[str, dict[str, Any]] = {
     "config": {
         "metavar": "FILE",
-        "required": True,
-        "help": "the experiment, a YAML file such as conf/paper.yaml",
+        "help": "required: the experiment, a YAML file such as conf/paper.yaml",
     },
     "images": {
         "metavar": "DIR",
@@ -106,10 +105,13 @@ def parse_flags(
     parser = _Parser(prog=program, description=description, allow_abbrev=False)
     for flag in flags:
         options = dict(_FLAGS[flag])
-        if flag == "run" and "config" not in flags:
-            options["required"] = True
         parser.add_argument(f"--{flag}", **options)
-    return vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(arguments))
+    # Asked for last, so that a misspelt flag is named even where this one is missing.
+    required = "config" if "config" in flags else "run"
+    if given[required] is None:
+        parser.error(f"the following arguments are required: --{required}")
+    return given
 
 
 def read_experiment_flags(program: str, description: str, flags: Sequence[str]) -> Experiment:

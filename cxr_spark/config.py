@@ -81,13 +81,10 @@ class Experiment(_Section):
     @field_validator("image_size", mode="before")
     @classmethod
     def _square(cls, value: object) -> object:
-        return (
-            (value, value)
-            if isinstance(value, int)
-            else tuple(value)
-            if isinstance(value, list)
-            else value
-        )
+        sides = [value, value] if isinstance(value, int) else value
+        if not isinstance(sides, list | tuple) or len(sides) != 2:
+            raise ValueError("a whole number of pixels, or [height, width]")
+        return tuple(sides)
 
     @field_validator("preprocessing", mode="before")
     @classmethod

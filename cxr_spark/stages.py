@@ -160,12 +160,12 @@ def _extract(
     *,
     feature_maps: bool,
 ) -> list[ExtractionRecord]:
-    from cxr_spark.dataset.phantoms import holds_phantoms
+    from cxr_spark.dataset.phantoms import NOTICE, holds_phantoms
     from cxr_spark.extraction.job import ExtractionRequest, extract
     from cxr_spark.spark import open_session
 
     reasons = {
-        "generated chest phantoms, no X-rays": holds_phantoms(images),
+        NOTICE: holds_phantoms(images),
         "seeded random weights, untrained backbones": experiment.weights == "random",
     }
     demonstration = "; ".join(reason for reason, holds in reasons.items() if holds)
@@ -204,12 +204,12 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
 
 def _is_papers(content: dict[str, Any]) -> bool:
     """Whether a run's task and images are the seed paper's: no other folder's, and no phantoms."""
-    experiment = content["experiment"]
-    drawn = experiment["images"] is None and experiment["phantoms"] is not None
+    from cxr_spark.dataset.phantoms import NOTICE
+
     return (
         content["task"]["name"] == "pneumonia"
-        and experiment["dataset"]["adapter"] == "kermany"
-        and not drawn
+        and content["experiment"]["dataset"]["adapter"] == "kermany"
+        and NOTICE not in content["demonstration"]
     )
 
 

@@ -58,6 +58,7 @@ def test_one_number_is_a_square_and_two_are_height_and_width(tmp_path: Path) -> 
         ("backbones: [ResNet50]\n1: x", "keys of .* to be names. Received: 1"),
         ("backbones: [ResNet50]\ntraining: {learning_rate: 1e-3}", "learning_rate.*write 0.001"),
         ("backbones: [ResNet50]\ntraining: {epochs: '10'}", "training.epochs.*Received: '10'"),
+        ("backbones: [ResNet50]\nimage_size: [96]", "image_size.*pixels, or .height, width"),
         ("backbones: [ResNet50]\nimage_size: 16", "image_size of at least 32 for ResNet50"),
         ("backbones: [Xception]\nimage_size: 64", "image_size of at least 71 for Xception"),
         ("backbones: [ResNet50, ResNet50]", "named twice"),

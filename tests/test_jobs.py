@@ -77,6 +77,12 @@ def test_a_wrong_flag_is_one_line(job: str, nothing_heavy: str) -> None:
         assert "Did you mean '--config'?" in done.stderr
 
 
+def test_a_wrong_flag_is_named_where_a_required_one_is_missing_too() -> None:
+    done = python("extract", "--wegihts", "x")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --wegihts x. Did you mean '--weights'?" in done.stderr
+
+
 def test_under_spark_submit_it_is_the_same_line_and_status() -> None:
     done = submit("jobs/extract.py", "--confg", "x")
     assert done.returncode == 2

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cxr_spark.errors import UserError
 
 MARKER = "_phantoms.json"
+NOTICE = "generated chest phantoms, no X-rays"
 
 # Shares of images by split, and of findings within each; test is more balanced than train, as
 # Kermany's is.
