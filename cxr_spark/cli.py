@@ -69,6 +69,10 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "type": _names,
         "help": "which backbones, by their names in keras.applications",
     },
+    "precision": {
+        "metavar": "float32|float16|bfloat16",
+        "help": "what backbones compute in; below float32 for GPUs, checked against float32",
+    },
     "heads": {"metavar": "A,B", "type": _names, "help": "which heads"},
     "seeds": {
         "metavar": "0,1,2",

@@ -70,6 +70,7 @@ class Experiment(_Section):
     weights: Text = "imagenet"
     preprocessing: Annotated[list[Literal["none", "keras"]], Field(min_length=1)] = ["none"]
     image_size: tuple[Count, Count] = (224, 224)
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
     feature_maps: bool = False
     extraction: list[str] = []
     heads: Annotated[list[str], Field(min_length=1)] = ["gap", "fc1024"]

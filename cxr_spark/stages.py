@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,11 @@ from cxr_spark.training.run_folder import (
 )
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from cxr_spark.extraction.load import LoadedBackbone
+
+    Backbones = Callable[[], Sequence[LoadedBackbone]]
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +41,8 @@ def run_extract(experiment: Experiment) -> None:
     """Extract the features of the experiment's images into its features folder."""
     images, features = _required(experiment, "images"), _required(experiment, "features")
     _check_images(experiment, images)
-    with _loaded_backbones(experiment, features) as backbones:
-        _extract(experiment, images, features, backbones, feature_maps=experiment.feature_maps)
+    with _starting(experiment, images, features, experiment.feature_maps) as (spark, backbones):
+        _extract(spark, experiment, images, features, backbones, experiment.feature_maps)
 
 
 def run_train(experiment: Experiment) -> None:
@@ -88,11 +93,12 @@ def run_grid(experiment: Experiment) -> None:
         HEADS[head].takes == "feature_map" for head in experiment.heads
     )
     _check_grid_images(experiment)
-    with _loaded_backbones(experiment, features) as backbones:
+    given = None if experiment.images is None else Path(experiment.images)
+    with _starting(experiment, given, features, maps) as (spark, backbones):
         if not experiment.overwrite:
-            check_same_features(run, {backbone.identity.fingerprint for backbone in backbones})
-        images = _draw_phantoms(experiment, run) if experiment.images is None else experiment.images
-        records = _extract(experiment, Path(images), features, backbones, feature_maps=maps)
+            check_same_features(run, {backbone.identity.fingerprint for backbone in backbones()})
+        images = _draw_phantoms(experiment, run) if given is None else given
+        records = _extract(spark, experiment, images, features, backbones, maps)
     fingerprints = [record.fingerprint for record in records]
     run_train(experiment.model_copy(update={"features": str(features), "extraction": fingerprints}))
     run_report(run)
@@ -143,26 +149,37 @@ def _check_grid_images(experiment: Experiment) -> None:
 
 
 @contextmanager
-def _loaded_backbones(experiment: Experiment, features: Path) -> Iterator[list[LoadedBackbone]]:
-    """Yield the backbones with their weights loaded, and the files that executors are sent."""
+def _starting(
+    experiment: Experiment, images: Path | None, features: Path, feature_maps: bool
+) -> Iterator[tuple[SparkSession, Backbones]]:
+    """Yield the session, and a function that waits for the backbones, which load while it opens."""
     from cxr_spark.extraction.load import load_backbones
+    from cxr_spark.spark import open_session
 
     check_writable(features, "features")
-    with tempfile.TemporaryDirectory(prefix="cxr_spark-weights-") as folder:
-        yield load_backbones(experiment, Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="cxr_spark-graphs-") as folder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        loading = pool.submit(
+            lambda: list(
+                load_backbones(experiment, images, Path(folder), feature_maps=feature_maps)
+            )
+        )
+        with open_session(f"cxr_spark extract {experiment.name}") as spark:
+            yield spark, loading.result
 
 
 def _extract(
+    spark: SparkSession,
     experiment: Experiment,
     images: Path,
     features: Path,
-    backbones: Sequence[LoadedBackbone],
-    *,
+    backbones: Backbones,
     feature_maps: bool,
 ) -> list[ExtractionRecord]:
     from cxr_spark.dataset.phantoms import NOTICE, holds_phantoms
     from cxr_spark.extraction.job import ExtractionRequest, extract
-    from cxr_spark.spark import open_session
 
     reasons = {
         NOTICE: holds_phantoms(images),
@@ -176,8 +193,7 @@ def _extract(
         feature_maps=feature_maps,
         demonstration=f"Demonstration: {demonstration}." if demonstration else "",
     )
-    with open_session(f"cxr_spark extract {experiment.name}") as spark:
-        return extract(spark, request, backbones, overwrite=experiment.overwrite)
+    return extract(spark, request, backbones, overwrite=experiment.overwrite)
 
 
 def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequence[pd.DataFrame]]:

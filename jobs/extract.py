@@ -8,6 +8,7 @@ FLAGS = (
     "features",
     "weights",
     "backbones",
+    "precision",
     "feature-maps",
     "limit",
     "overwrite",

@@ -4,7 +4,7 @@ from cxr_spark.cli import read_experiment_flags, run_job
 
 FLAGS = (
     "config", "images", "run", "features", "weights", "backbones", "heads", "seeds",
-    "feature-maps", "limit", "overwrite",
+    "precision", "feature-maps", "limit", "overwrite",
 )  # fmt: skip
 
 

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cxr_spark.backbones import (
     BACKBONES,
-    compile_forward,
     find_weights,
     load_backbone,
     weights_digest,
@@ -20,43 +18,6 @@ from cxr_spark.errors import UserError
 from tests.conftest import ROOT
 
 SIZE = (80, 96)
-
-
-@pytest.mark.parametrize("preprocessing", ["none", "keras"])
-@pytest.mark.parametrize("name", BACKBONES)
-def test_features_are_those_of_keras_on_repeated_grey(
-    name: str, preprocessing: str, rng: np.random.Generator
-) -> None:
-    import keras
-
-    grey = rng.uniform(0, 255, (2, *SIZE, 1)).astype(np.float32)
-    model = load_backbone(name, SIZE, "random")
-    assert model.count_params() > 0
-    assert not model.trainable_weights
-    pixels = np.repeat(grey, 3, axis=-1)
-    if preprocessing == "keras":
-        module = getattr(keras.applications, BACKBONES[name].module)
-        pixels = module.preprocess_input(pixels.copy())
-    expected_map = model(pixels, training=False).numpy()
-    forward = compile_forward(model, name, preprocessing, batch_size=2, feature_maps=True)
-    pooled, feature_map = forward(grey)
-    scale = np.abs(expected_map).max()
-    assert feature_map.shape == (2, *model.output_shape[1:])
-    assert np.abs(feature_map - expected_map).max() < 1e-4 * scale
-    assert np.linalg.norm(pooled - expected_map.mean(axis=(1, 2))) < 1e-4 * np.linalg.norm(pooled)
-
-
-def test_an_images_features_do_not_depend_on_the_rest_of_its_batch(
-    rng: np.random.Generator,
-) -> None:
-    model = load_backbone("MobileNetV3Small", SIZE, "random")
-    forward = compile_forward(model, "MobileNetV3Small", "none", batch_size=4, feature_maps=False)
-    batch = rng.uniform(0, 255, (4, *SIZE, 1)).astype(np.float32)
-    (alone,) = forward(
-        np.concatenate([np.zeros_like(batch[:2]), batch[:1], np.zeros_like(batch[:1])])
-    )
-    (together,) = forward(batch)
-    assert np.linalg.norm(alone[2] - together[0]) <= 1e-5 * np.linalg.norm(together[0])
 
 
 def test_random_weights_are_the_same_every_time_and_digests_tell_weights_apart() -> None:

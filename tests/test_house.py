@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "cxr_spark"
-ROOMS = ("dataset", "extraction", "training", "evaluation", "report")
+ROOMS = ("engine", "dataset", "extraction", "training", "evaluation", "report")
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -31,8 +31,9 @@ def imports_of(room: str) -> set[str]:
 @pytest.mark.parametrize(
     ("room", "declarations"),
     [
+        ("engine", set()),
         ("dataset", set()),
-        ("extraction", {"cxr_spark.dataset"}),
+        ("extraction", {"cxr_spark.dataset", "cxr_spark.engine"}),
         ("training", {"cxr_spark.dataset", "cxr_spark.extraction.store"}),
         ("evaluation", set()),
         ("report", set()),
@@ -51,6 +52,11 @@ def test_rooms_know_one_another_by_their_stored_tables_only(
 def test_measures_and_report_know_neither_spark_nor_tensorflow(room: str) -> None:
     roots = {name.split(".")[0] for name in imports_of(room)}
     assert not roots & {"pyspark", "tensorflow", "keras", "petastorm"}
+
+
+def test_the_engine_knows_no_spark() -> None:
+    roots = {name.split(".")[0] for name in imports_of("engine")}
+    assert not roots & {"pyspark", "petastorm", "pandas", "pyarrow"}
 
 
 def test_petastorm_is_imported_in_one_module() -> None:

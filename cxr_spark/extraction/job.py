@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ class ExtractionRequest:
 def extract(
     spark: SparkSession,
     request: ExtractionRequest,
-    backbones: Sequence[LoadedBackbone],
+    load: Callable[[], Sequence[LoadedBackbone]],
     *,
     overwrite: bool = False,
 ) -> list[ExtractionRecord]:
@@ -68,11 +68,12 @@ def extract(
     Args:
         spark: the session.
         request: what, and where to.
-        backbones: what ``load_backbones`` returned.
+        load: returns the backbones; called when the images are listed, so that backbones may
+            load meanwhile.
         overwrite: whether to empty the features folder first.
 
     Returns:
-        The record of each backbone's extraction, in the order of ``backbones``.
+        The record of each backbone's extraction, in the order of ``load``.
 
     Raises:
         UserError: the features folder was made of other images, or no image could be used.
@@ -87,6 +88,7 @@ def extract(
                 "Expected at least one image whose path the adapter recognises. "
                 f"Received: {listing.n_images} images, of which none does"
             )
+        backbones = load()
         if overwrite:
             clear_store(features, listing, [b.identity.fingerprint for b in backbones])
         accept_listing(features, staging / "manifest", listing)

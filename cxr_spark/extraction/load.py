@@ -1,42 +1,73 @@
-"""Backbones on the driver: weights loaded, checked and saved for the executors, once."""
+"""Backbones on the driver: weights loaded, checked and frozen into what executors are sent."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from cxr_spark.backbones import BACKBONES, load_backbone, weights_digest
 from cxr_spark.config import Experiment
+from cxr_spark.dataset.listing import uri_to_path, walk_images
+from cxr_spark.engine.forward import (
+    MAX_PRECISION_LOSS,
+    compile_forward,
+    feature_function,
+    precision_loss,
+)
+from cxr_spark.engine.frozen import FrozenGraph, freeze
+from cxr_spark.engine.pipeline import prepare
+from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import Identity
 
 log = logging.getLogger(__name__)
 
+# A lower precision is compared with float32 on so many images.
+IMAGES_COMPARED = 16
+
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A backbone whose weights the driver has loaded, checked and saved for the executors.
+    """A backbone whose weights the driver has loaded, checked and frozen for the executors.
 
     Attributes:
         identity: what its features will be known by.
         weights: 'imagenet', 'random', or 'folder' and the name of the weights folder.
-        weights_path: the file to send, the digest of the weights in its name.
+        graph_path: the serialised graph to send, its SHA-256 in its name.
+        input_name: of the graph's tensors, as in ``FrozenGraph``.
+        output_names: likewise.
         feature_map_shape: (height, width, channels) of its maps.
     """
 
     identity: Identity
     weights: str
-    weights_path: Path
+    graph_path: Path
+    input_name: str
+    output_names: tuple[str, ...]
     feature_map_shape: tuple[int, int, int]
 
 
-def load_backbones(experiment: Experiment, folder: Path) -> list[LoadedBackbone]:
-    """Load the weights of every backbone once, on the driver, and save what executors are sent.
+def load_backbones(
+    experiment: Experiment, images: Path | None, folder: Path, *, feature_maps: bool
+) -> Iterator[LoadedBackbone]:
+    """Load the weights of every backbone once, on the driver, and freeze what executors are sent.
 
     Args:
-        experiment: names backbones, preprocessing, image size and weights.
-        folder: where the weights files are written.
+        experiment: names backbones, preprocessing, image size, precision and weights.
+        images: the image root; a precision below float32 is compared with it on the first images.
+        folder: where the graphs are written.
+        feature_maps: whether the graphs return maps as well.
+
+    Yields:
+        Each backbone with each preprocessing, as soon as it is there.
 
     Raises:
         UserError: weights are missing, cannot be downloaded or belong to another backbone.
@@ -45,21 +76,77 @@ def load_backbones(experiment: Experiment, folder: Path) -> list[LoadedBackbone]
     label = (
         weights if weights in ("imagenet", "random") else f"folder {Path(weights).resolve().name}"
     )
-    loaded = []
     for name in experiment.backbones:
         began = time.monotonic()
         model = load_backbone(name, experiment.image_size, experiment.weights)
         digest = weights_digest(model)
-        path = folder / f"{name}-{digest[:16]}.weights.h5"
-        model.save_weights(str(path))
         for preprocessing in experiment.preprocessing:
             _warn_of_pixels(name, preprocessing)
-            identity = Identity(name, digest, preprocessing, experiment.image_size)
-            loaded.append(LoadedBackbone(identity, label, path, tuple(model.output_shape[1:])))
+            precision = _precision(experiment, model, name, preprocessing, images)
+            identity = Identity(
+                name, digest, preprocessing, experiment.image_size, precision=precision
+            )
+            _, features = feature_function(
+                model, name, preprocessing, feature_maps=feature_maps, precision=precision
+            )
+            graph = freeze(features, experiment.image_size)
+            yield LoadedBackbone(
+                identity,
+                label,
+                _write_graph(graph, name, folder),
+                graph.input_name,
+                graph.output_names,
+                tuple(model.output_shape[1:]),
+            )
         log.info(
             "%s: weights loaded in %.1f s, digest %s", name, time.monotonic() - began, digest[:16]
         )
-    return loaded
+
+
+def _write_graph(graph: FrozenGraph, name: str, folder: Path) -> Path:
+    path = folder / f"{name}-{hashlib.sha256(graph.graph).hexdigest()}.pb"
+    path.write_bytes(graph.graph)
+    return path
+
+
+def _precision(
+    experiment: Experiment, model: Any, name: str, preprocessing: str, images: Path | None
+) -> str:
+    """Return the precision asked for, or float32 where it would change the features too much."""
+    wanted = experiment.precision
+    if wanted == "float32":
+        return wanted
+    if images is None:
+        raise UserError(
+            f"Expected --images, on which precision {wanted} is compared with float32. "
+            "Received: none"
+        )
+    exact, lower = (
+        compile_forward(model, name, preprocessing, feature_maps=False, precision=precision)
+        for precision in ("float32", wanted)
+    )
+    loss = precision_loss(exact, lower, _first_images(images, experiment.image_size))
+    if loss < MAX_PRECISION_LOSS:  # not so where it is NaN
+        log.info("%s: %s differs from float32 by %.1e (relative L2)", name, wanted, loss)
+        return wanted
+    log.warning(
+        "%s: %s differs from float32 by %.1e (relative L2, at most %.0e is allowed); using float32",
+        name, wanted, loss, MAX_PRECISION_LOSS,
+    )  # fmt: skip
+    return "float32"
+
+
+def _first_images(images: Path, image_size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Return the first images that can be used: float32 (n_images, height, width, 1)."""
+    prepared = (prepare(uri_to_path(found.path), image_size) for found in walk_images(str(images)))
+    usable = (image.pixels for image in prepared if image.pixels is not None)
+    pixels = list(itertools.islice(usable, IMAGES_COMPARED))
+    if not pixels:
+        raise UserError(
+            f"Expected at least one image that can be used under --images. Received: {images}"
+        )
+    grey: npt.NDArray[np.float32] = np.stack(pixels).astype(np.float32)[..., None]
+    return grey
 
 
 def _warn_of_pixels(name: str, preprocessing: str) -> None:

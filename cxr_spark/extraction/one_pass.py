@@ -20,7 +20,12 @@ from cxr_spark.extraction.store import (
     Listing,
     schema,
 )
-from cxr_spark.extraction.worker import Extraction, make_extractor, result_columns
+from cxr_spark.extraction.worker import (
+    Extraction,
+    Placement,
+    make_extractor,
+    result_columns,
+)
 from cxr_spark.files import location
 from cxr_spark.spark import progress
 
@@ -29,10 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A task holds at most so many images, so that a lost one costs little; a core has at least so
-# many tasks.
+# A task holds at most so many images, so that a lost one costs little; what runs one task at a
+# time, a core or a GPU with its cores, has at least so many of them.
 IMAGES_A_TASK = 4096
-TASKS_A_CORE = 4
+TASKS_A_SLOT = 4
 
 # petastorm hands over a row group at a time: 32 MB are 160 feature maps of ResNet50.
 ROW_GROUP_BYTES = 32 * 2**20
@@ -62,10 +67,12 @@ def run_pass(
     """
     n_usable = listing.n_images - listing.n_refused
     shipped = {Path(file).name for file in spark.sparkContext.listFiles}
-    for path in dict.fromkeys(backbone.weights_path for backbone in backbones):
+    for path in dict.fromkeys(backbone.graph_path for backbone in backbones):
         if path.name not in shipped:  # the digest in its name says that it is the same file
             spark.sparkContext.addFile(str(path))
-    extractions = [Extraction(b.identity, b.weights_path.name) for b in backbones]
+    extractions = [
+        Extraction(b.identity, b.graph_path.name, b.input_name, b.output_names) for b in backbones
+    ]
     began = time.monotonic()
     with progress(spark, "extracting", n_usable):
         failures = _write_features(spark, manifest, extractions, n_usable, folder, feature_maps)
@@ -86,20 +93,21 @@ def _write_features(
     from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
-    cores = spark.sparkContext.defaultParallelism
-    n_tasks = min(max(TASKS_A_CORE * cores, math.ceil(n_usable / IMAGES_A_TASK)), n_usable)
-    # Tasks and the order within them follow from image_id alone, so that batches, and with them the
-    # last digits of features, are the same in every run.
+    placement = _placement(spark)
+    slots = max(1, spark.sparkContext.defaultParallelism // placement.task_cpus)
+    n_tasks = min(max(TASKS_A_SLOT * slots, math.ceil(n_usable / IMAGES_A_TASK)), n_usable)
+    # Tasks of one size, so that no core waits for another's; what is in them follows from the
+    # manifest alone, so that batches, and with them the last digits, are the same in every run.
     tasks = (
         manifest.where("error IS NULL")
         .select(*MANIFEST_COLUMNS)
-        .repartition(n_tasks, "image_id")
+        .repartition(n_tasks)
         .sortWithinPartitions("image_id")
     )
     columns = result_columns(feature_maps)
-    rows = tasks.mapInPandas(
-        make_extractor(extractions, feature_maps=feature_maps), schema(columns)
-    )
+    (image_size,) = {extraction.identity.image_size for extraction in extractions}
+    extractor = make_extractor(extractions, image_size, placement, feature_maps=feature_maps)
+    rows = tasks.mapInPandas(extractor, schema(columns))
     failures = Observation("failures")
     # As JSON, since PySpark returns no arrays of structs from an observation.
     failed = F.to_json(F.collect_list(F.when(F.col("error").isNotNull(), F.struct(*ERROR_COLUMNS))))
@@ -113,3 +121,12 @@ def _write_features(
         .parquet(location(folder))
     )
     return [tuple(row[name] for name in ERROR_COLUMNS) for row in json.loads(failures.get["rows"])]
+
+
+def _placement(spark: SparkSession) -> Placement:
+    """Return what a task of this session computes on, from Spark's own settings."""
+    conf = spark.sparkContext.getConf()
+    return Placement(
+        task_cpus=int(conf.get("spark.task.cpus", "1") or 1),
+        one_gpu_an_executor=conf.get("spark.executor.resource.gpu.amount") == "1",
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import gc
+import hashlib
+import logging
 import os
-import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cxr_spark.dataset.listing import uri_to_path
+from cxr_spark.engine.device import Device, choose_device
+from cxr_spark.engine.pipeline import PreparedImage, in_background, prepare_groups, run_batches
 from cxr_spark.extraction.store import (
     ERROR_COLUMNS,
     FEATURE_COLUMNS,
@@ -22,26 +26,49 @@ from cxr_spark.extraction.store import (
     MANIFEST_COLUMNS,
     Identity,
 )
-from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
 
 if TYPE_CHECKING:
-    from cxr_spark.backbones import Forward
+    from cxr_spark.engine.forward import Forward
 
-# Batches of 16 are faster than of 64 on processors.
-BATCH_SIZE = 16
+log = logging.getLogger(__name__)
+
+# Images a batch. On processors 16 are faster than 64; GPUs want more.
+BATCH_SIZE = {"CPU": 16, "GPU": 128}
 
 Extractor = Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]
 
-# One compiled forward function a backbone for the life of a worker, whatever the number of tasks.
-_forwards: dict[tuple[str, bool], Forward] = {}
+# One loaded graph a backbone and device for the life of a worker, whatever the number of tasks.
+_forwards: dict[tuple[str, Device], Forward] = {}
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """One backbone to run: its identity and the name under which Spark ships its weights."""
+    """One backbone to run: its identity, and the graph that Spark ships.
+
+    Attributes:
+        identity: of its features.
+        graph_file: name of the file, which ends in its SHA-256.
+        input_name: of the graph's tensors, as in ``FrozenGraph``.
+        output_names: likewise.
+    """
 
     identity: Identity
-    weights_file: str
+    graph_file: str
+    input_name: str
+    output_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the tasks of a session compute.
+
+    Attributes:
+        task_cpus: cores a task (``spark.task.cpus``): so many threads decode for a GPU, or compute.
+        one_gpu_an_executor: see ``choose_device``.
+    """
+
+    task_cpus: int = 1
+    one_gpu_an_executor: bool = False
 
 
 def result_columns(feature_maps: bool) -> dict[str, str]:
@@ -52,142 +79,119 @@ def result_columns(feature_maps: bool) -> dict[str, str]:
     return {**columns, "stage": ERROR_COLUMNS["stage"], "error": ERROR_COLUMNS["error"]}
 
 
-def make_extractor(extractions: list[Extraction], *, feature_maps: bool) -> Extractor:
+def make_extractor(
+    extractions: list[Extraction],
+    image_size: tuple[int, int],
+    placement: Placement,
+    *,
+    feature_maps: bool,
+) -> Extractor:
     """Return the function for ``mapInPandas``.
 
     It takes rows of the manifest and yields, for each image, one row a backbone; or one row with
     ``stage`` and ``error`` for an image that cannot be read or decoded. Such an image never reaches
-    a backbone. Each image is decoded once, and resized once for each image size.
+    a backbone. Each image is decoded and resized once.
+
+    On a processor one thread does it all in turn, since every core has such a task. For a GPU
+    ``task_cpus`` threads decode the next rows, another computes, and this one hands over results.
     """
     columns = list(result_columns(feature_maps))
 
-    def extract(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for rows in batches:
-            usable, images, errors = _decode_all(rows)
-            if len(errors):
-                yield errors.assign(pooled=None, feature_map=None).reindex(columns=columns)
-            for image_size in dict.fromkeys(e.identity.image_size for e in extractions):
-                pixels = [resize_bilinear(image, image_size) for image in images]
-                for extraction in extractions:
-                    if extraction.identity.image_size == image_size and pixels:
-                        features = _features(extraction, pixels, feature_maps)
-                        yield usable.assign(
-                            fingerprint=extraction.identity.fingerprint, **features
-                        ).reindex(columns=columns)
+    def extract(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        device = _device(placement)
+        results = _extract(frames, extractions, image_size, placement, device, columns)
+        return in_background(results) if device.kind == "GPU" else results
 
     return extract
 
 
-def _decode_all(
-    rows: pd.DataFrame,
-) -> tuple[pd.DataFrame, list[npt.NDArray[np.uint8]], pd.DataFrame]:
-    images: list[npt.NDArray[np.uint8]] = []
-    failures: list[tuple[str | None, str | None]] = []
-    for path in rows["path"]:
-        try:
-            encoded = _read(uri_to_path(path))
-        except OSError as error:
-            failures.append(("read", error.strerror or str(error)))
+def _extract(
+    frames: Iterable[pd.DataFrame],
+    extractions: list[Extraction],
+    image_size: tuple[int, int],
+    placement: Placement,
+    device: Device,
+    columns: list[str],
+) -> Iterator[pd.DataFrame]:
+    groups = ((rows, [uri_to_path(path) for path in rows["path"]]) for rows in frames)
+    threads = placement.task_cpus if device.kind == "GPU" else 1
+    forwards = [_forward(extraction, device, placement) for extraction in extractions]
+    for rows, images in prepare_groups(groups, image_size, threads=threads):
+        usable, pixels, errors = _divide(rows, images)
+        if len(errors):
+            yield errors.assign(pooled=None, feature_map=None).reindex(columns=columns)
+        if not pixels:
             continue
-        try:
-            images.append(decode_grey(encoded))
-            failures.append((None, None))
-        except UndecodableImage as error:
-            failures.append(("decode", str(error)))
-    told = rows.assign(
-        stage=[stage for stage, _ in failures], error=[error for _, error in failures]
+        for extraction, forward in zip(extractions, forwards, strict=True):
+            outputs = run_batches(forward, pixels, BATCH_SIZE[device.kind])
+            yield usable.assign(
+                fingerprint=extraction.identity.fingerprint, **_feature_columns(outputs)
+            ).reindex(columns=columns)
+
+
+def _divide(
+    rows: pd.DataFrame, images: list[PreparedImage]
+) -> tuple[pd.DataFrame, list[npt.NDArray[Any]], pd.DataFrame]:
+    """Return rows with sizes and pixels of what can be used, and rows with reasons of the rest."""
+    told = rows[list(MANIFEST_COLUMNS)].assign(
+        height=np.array([image.height for image in images], np.int32),
+        width=np.array([image.width for image in images], np.int32),
+        stage=[image.stage for image in images],
+        error=[image.error for image in images],
     )
-    failed = told["error"].notna()
-    usable = rows[~failed.to_numpy()][list(MANIFEST_COLUMNS)].assign(
-        height=np.array([image.shape[0] for image in images], np.int32),
-        width=np.array([image.shape[1] for image in images], np.int32),
-    )
-    return usable, images, told[failed.to_numpy()]
+    failed = told["error"].notna().to_numpy()
+    usable = told[~failed].drop(columns=["stage", "error"])
+    return usable, [image.pixels for image in images if image.pixels is not None], told[failed]
 
 
-def _read(path: bytes) -> bytes:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe would wait for ever
-        raise OSError(errno.EINVAL, "not a regular file")
-    with open(path, "rb") as file:
-        return file.read()
+def _feature_columns(outputs: tuple[npt.NDArray[Any], ...]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"pooled": list(outputs[0])}
+    if len(outputs) > 1:
+        _, feature_maps, scales = outputs
+        columns["feature_map"] = [feature_map.tobytes() for feature_map in feature_maps]
+        columns["feature_map_scale"] = scales
+    return columns
 
 
-def _features(
-    extraction: Extraction, pixels: list[npt.NDArray[np.float32]], feature_maps: bool
-) -> dict[str, Any]:
-    forward = _forward(extraction, feature_maps)
-    pooled: list[npt.NDArray[np.float32]] = []
-    maps: list[bytes] = []
-    scales: list[float] = []
-    batch = np.zeros((BATCH_SIZE, *extraction.identity.image_size, 1), np.float32)
-    for start in range(0, len(pixels), BATCH_SIZE):
-        chunk = pixels[start : start + BATCH_SIZE]
-        batch[: len(chunk), ..., 0] = chunk
-        batch[len(chunk) :] = 0  # the last batch is padded, so that one shape is compiled
-        outputs = forward(batch)
-        pooled.extend(outputs[0][: len(chunk)])
-        if feature_maps:
-            for feature_map in outputs[1][: len(chunk)]:
-                scale = float(np.abs(feature_map).max())
-                scales.append(scale)
-                maps.append((feature_map / (scale or 1.0)).astype("<f2").tobytes())
-    if not feature_maps:
-        return {"pooled": pooled}
-    return {
-        "pooled": pooled,
-        "feature_map": maps,
-        "feature_map_scale": np.array(scales, np.float32),
-    }
+def _device(placement: Placement) -> Device:
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    resources = context.resources() if context else {}
+    addresses = resources["gpu"].addresses if "gpu" in resources else []
+    return choose_device(addresses, one_an_executor=placement.one_gpu_an_executor)
 
 
-def _forward(extraction: Extraction, feature_maps: bool) -> Forward:
-    key = (extraction.identity.fingerprint, feature_maps)
+def _forward(extraction: Extraction, device: Device, placement: Placement) -> Forward:
+    key = (extraction.graph_file, device)
     if key not in _forwards:
-        _forwards[key] = _build_forward(extraction, feature_maps)
+        began = time.monotonic()
+        _forwards[key] = _load_forward(extraction, device, placement)
+        # Spark collects garbage after every task, a quarter of a second over TensorFlow's objects.
+        gc.freeze()
+        log.warning(  # the level that Spark's workers show in an executor's log
+            "%s on %s%s, %s, %d cores a task, process %d, loaded in %.1f s",
+            extraction.identity.backbone, device.name,
+            f" (GPU {device.address} of Spark)" if device.address else "",
+            extraction.identity.precision, placement.task_cpus, os.getpid(),
+            time.monotonic() - began,
+        )  # fmt: skip
     return _forwards[key]
 
 
-def _build_forward(extraction: Extraction, feature_maps: bool) -> Forward:
+def _load_forward(extraction: Extraction, device: Device, placement: Placement) -> Forward:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import cv2
-    import tensorflow as tf
     from pyspark import SparkFiles
 
-    from cxr_spark.backbones import compile_forward, load_backbone, weights_digest
+    from cxr_spark.engine.frozen import FrozenGraph, load_graph
 
-    if not _forwards:  # one task a core, one thread a task; only before the first operation
-        cv2.setNumThreads(1)
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    identity = extraction.identity
-    model = load_backbone(
-        identity.backbone, identity.image_size, SparkFiles.get(extraction.weights_file)
-    )
-    if weights_digest(model) != identity.weights_digest:
+    cv2.setNumThreads(1)
+    graph = Path(SparkFiles.get(extraction.graph_file)).read_bytes()
+    if hashlib.sha256(graph).hexdigest() not in extraction.graph_file:
         raise RuntimeError(
-            f"the weights of {identity.backbone} that reached this executor are not the driver's"
+            f"the graph of {extraction.identity.backbone} that reached this executor is not the "
+            "driver's"
         )
-    with _quiet_start():
-        forward = compile_forward(
-            model,
-            identity.backbone,
-            identity.preprocessing,
-            batch_size=BATCH_SIZE,
-            feature_maps=feature_maps,
-        )
-        forward(np.zeros((BATCH_SIZE, *identity.image_size, 1), np.float32))
-    return forward
-
-
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Drop what TensorFlow's C++ says while a graph is made, before it obeys any log level."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    frozen = FrozenGraph(graph, extraction.input_name, extraction.output_names)
+    return load_graph(frozen, device, threads=placement.task_cpus)

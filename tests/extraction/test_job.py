@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cxr_spark.backbones import compile_forward, load_backbone
+from cxr_spark.backbones import load_backbone
 from cxr_spark.config import DatasetConfig, Experiment
 from cxr_spark.dataset.manifest import even_sample, read_listing
+from cxr_spark.engine.forward import compile_forward
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.job import ExtractionRequest, extract
 from cxr_spark.extraction.load import load_backbones
@@ -26,9 +27,9 @@ def run(
 ) -> list[ExtractionRecord]:
     weights = features.parent / f"{features.name}-weights"
     weights.mkdir(exist_ok=True)
-    backbones = load_backbones(experiment, weights)
+    backbones = list(load_backbones(experiment, images, weights, feature_maps=maps))
     request = ExtractionRequest(experiment, images, features, maps)
-    return extract(spark, request, backbones, overwrite=overwrite)
+    return extract(spark, request, lambda: backbones, overwrite=overwrite)
 
 
 def read(features: Path, record: ExtractionRecord) -> pd.DataFrame:
@@ -82,8 +83,9 @@ def test_features_are_those_of_the_backbone_on_decoded_pixels(extracted, phantom
             for i in rows["image_id"]
         ]
         model = load_backbone(name, experiment.image_size, "random")
-        forward = compile_forward(model, name, "none", batch_size=90, feature_maps=True)
-        pooled, maps = forward(np.stack(pixels)[..., None])
+        forward = compile_forward(model, name, "none", feature_maps=True)
+        pooled, halves, expected_scales = forward(np.stack(pixels)[..., None])
+        maps = halves.astype(np.float32) * expected_scales[:, None, None, None]
         stored = np.stack(rows["pooled"])
         assert np.linalg.norm(stored - pooled) < 1e-5 * np.linalg.norm(pooled)
         shape = record.feature_map_shape
@@ -107,7 +109,7 @@ def test_features_do_not_depend_on_the_number_of_tasks(
     extracted, spark, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, features, records = extracted
-    monkeypatch.setattr("cxr_spark.extraction.one_pass.TASKS_A_CORE", 1)
+    monkeypatch.setattr("cxr_spark.extraction.one_pass.TASKS_A_SLOT", 1)
     other = tmp_path / "other"
     for record, again in zip(records, run(spark, experiment, phantoms, other), strict=True):
         one, two = read(features, record), read(other, again)
@@ -206,9 +208,9 @@ def test_an_extraction_that_is_used_again_takes_on_its_warning(
     experiment, features, _ = extracted
     copy = tmp_path / "features"
     shutil.copytree(features, copy)
-    backbones = load_backbones(experiment, tmp_path)
+    backbones = list(load_backbones(experiment, phantoms, tmp_path, feature_maps=False))
     request = ExtractionRequest(experiment, phantoms, copy, False, "Demonstration: a warning.")
-    again = extract(spark, request, backbones)
+    again = extract(spark, request, lambda: backbones)
     assert {record.demonstration for record in again} == {"Demonstration: a warning."}
     assert list_extractions(copy) == sorted(again, key=lambda r: r.identity.backbone)
 

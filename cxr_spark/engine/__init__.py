@@ -1,0 +1,1 @@
+"""The compute core: files to pixels to features, on any device, with no Spark."""

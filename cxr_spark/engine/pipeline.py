@@ -1,0 +1,158 @@
+"""Files to fixed batches of grey pixels to features: what every worker does, with no Spark."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import stat
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.engine.forward import Forward
+from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
+
+Item = TypeVar("Item")
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as a backbone takes it, or the reason why it cannot be used.
+
+    Attributes:
+        height: of the file's image, in pixels; 0 where it could not be decoded.
+        width: likewise.
+        pixels: of shape image_size, in [0, 255]: uint8 where the file has that size already, else
+            float32; None where it could not be read or decoded.
+        stage: 'read' or 'decode' where it failed, else None.
+        error: why it failed, else None.
+    """
+
+    height: int
+    width: int
+    pixels: npt.NDArray[Any] | None
+    stage: str | None = None
+    error: str | None = None
+
+
+def read_file(path: bytes) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe would wait for ever
+        raise OSError(errno.EINVAL, "not a regular file")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def prepare(path: bytes, image_size: tuple[int, int]) -> PreparedImage:
+    """Read, decode and resize one file."""
+    try:
+        encoded = read_file(path)
+    except OSError as error:
+        return PreparedImage(0, 0, None, "read", error.strerror or str(error))
+    try:
+        grey = decode_grey(encoded)
+    except UndecodableImage as error:
+        return PreparedImage(0, 0, None, "decode", str(error))
+    height, width = grey.shape
+    pixels = grey if grey.shape == image_size else resize_bilinear(grey, image_size)
+    return PreparedImage(height, width, pixels)
+
+
+def prepare_groups(
+    groups: Iterable[tuple[Group, Sequence[bytes]]], image_size: tuple[int, int], *, threads: int
+) -> Iterator[tuple[Group, list[PreparedImage]]]:
+    """Prepare groups of files in their order.
+
+    Args:
+        groups: (what it is known by, paths of its files).
+        image_size: (height, width) in pixels.
+        threads: how many decode. With one, this thread does it, when the group is asked for; with
+            more, they decode the next group while this one is computed.
+    """
+    if threads == 1:
+        for group, paths in groups:
+            yield group, [prepare(path, image_size) for path in paths]
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[Group, Iterator[PreparedImage]]] = deque()
+        for group, paths in groups:
+            waiting.append((group, pool.map(lambda path: prepare(path, image_size), paths)))
+            if len(waiting) > 1:
+                done, images = waiting.popleft()
+                yield done, list(images)
+        for done, images in waiting:
+            yield done, list(images)
+
+
+def run_batches(
+    forward: Forward, pixels: Sequence[npt.NDArray[Any]], batch_size: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """Return the features of images, computed in batches of one size.
+
+    The last batch is padded with zeros, so that one shape is compiled. A batch is uint8 where all
+    its images are, a quarter of the bytes on their way to a device.
+
+    Args:
+        forward: as ``compile_forward`` or ``load_graph`` return.
+        pixels: at least one, each of shape image_size.
+        batch_size: images a batch.
+    """
+    parts: list[tuple[npt.NDArray[Any], ...]] = []
+    for start in range(0, len(pixels), batch_size):
+        chunk = pixels[start : start + batch_size]
+        exact = all(image.dtype == np.uint8 for image in chunk)
+        batch = np.zeros((batch_size, *chunk[0].shape, 1), np.uint8 if exact else np.float32)
+        for i, image in enumerate(chunk):
+            batch[i, ..., 0] = image
+        parts.append(tuple(output[: len(chunk)] for output in forward(batch)))
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+
+def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
+    """Yield the same items, made by another thread, ``ahead`` of them before they are asked for."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def put(kind: str, item: Any) -> None:
+        while not stopped.is_set():
+            try:
+                made.put((kind, item), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item = made.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

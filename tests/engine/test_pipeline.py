@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cxr_spark.engine.pipeline import in_background, prepare, prepare_groups, run_batches
+from cxr_spark.images import resize_bilinear
+
+
+@pytest.fixture
+def files(tmp_path: Path, rng: np.random.Generator) -> list[bytes]:
+    """Twelve PNG of 20 x 30 and, the last, 40 x 60; between them a text and a missing file."""
+    paths = []
+    for i in range(12):
+        shape = (40, 60) if i == 11 else (20, 30)
+        path = tmp_path / f"{i}.png"
+        path.write_bytes(cv2.imencode(".png", rng.integers(0, 256, shape, np.uint8))[1].tobytes())
+        paths.append(path)
+    paths[3].write_text("a text")
+    paths[5].unlink()
+    return [str(path).encode() for path in paths]
+
+
+def test_an_image_of_the_right_size_stays_as_it_is_and_another_is_resized(
+    files: list[bytes],
+) -> None:
+    same, other = prepare(files[0], (20, 30)), prepare(files[11], (20, 30))
+    whole = cv2.imread(files[11].decode(), cv2.IMREAD_GRAYSCALE)
+    assert same.pixels is not None
+    assert other.pixels is not None
+    assert np.array_equal(same.pixels, cv2.imread(files[0].decode(), cv2.IMREAD_GRAYSCALE))
+    assert np.array_equal(other.pixels, resize_bilinear(whole, (20, 30)))
+    assert (same.pixels.dtype, other.pixels.dtype) == (np.uint8, np.float32)
+    assert (other.height, other.width) == (40, 60)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_groups_come_in_their_order_with_their_failures(files: list[bytes], threads: int) -> None:
+    groups = [("a", files[:4]), ("b", []), ("c", files[4:])]
+    prepared = list(prepare_groups(iter(groups), (20, 30), threads=threads))
+    assert [name for name, _ in prepared] == ["a", "b", "c"]
+    images = [image for _, group in prepared for image in group]
+    assert [i for i, image in enumerate(images) if image.pixels is None] == [3, 5]
+    assert (images[3].stage, images[5].stage) == ("decode", "read")
+    assert images[5].error == "No such file or directory"
+
+
+def test_batches_have_one_size_and_the_order_of_the_images(rng: np.random.Generator) -> None:
+    shapes = []
+
+    def forward(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        shapes.append((batch.shape, batch.dtype.name))
+        return (batch.reshape(len(batch), -1).astype(np.float32),)
+
+    pixels = [rng.integers(0, 256, (4, 5), dtype=np.uint8) for _ in range(10)]
+    pixels[9] = pixels[9].astype(np.float32) / 2
+    (found,) = run_batches(forward, pixels, 4)
+    assert np.array_equal(found, np.stack([image.ravel() for image in pixels]))
+    assert shapes == [((4, 4, 5, 1), "uint8")] * 2 + [((4, 4, 5, 1), "float32")]
+
+
+def test_the_background_is_one_item_ahead_and_ends_with_its_reader() -> None:
+    made: list[int] = []
+
+    def items():
+        for i in range(1000):
+            made.append(i)
+            yield i
+
+    reader = in_background(items())
+    assert next(reader) == 0
+    time.sleep(0.3)
+    assert len(made) <= 4
+    reader.close()
+    assert threading.active_count() < 50
+    assert len(made) <= 5
+    assert list(in_background(range(20))) == list(range(20))
+
+
+def test_an_error_in_the_background_is_raised_in_the_reader() -> None:
+    def items():
+        yield 1
+        raise ValueError("broken")
+
+    reader = in_background(items())
+    assert next(reader) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(reader)
