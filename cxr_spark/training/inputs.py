@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.training.reader import COLUMNS, feature_shape, read_inputs, stream_inputs
-from cxr_spark.training.shuffle import rebatch
+from cxr_spark.training.shuffle import rebatch, take_rows
 
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
 # Of the memory that features may take, what the shuffle buffer takes while they stream: for
-# ResNet50's maps and 2 GB, 1,245 images, drawn from eight row groups at a time.
-BUFFER_SHARE = 1 / 8
+# ResNet50's maps and 2 GB, 622 images, drawn from four row groups at a time.
+BUFFER_SHARE = 1 / 16
 
 
 class Inputs(Protocol):
@@ -98,14 +98,14 @@ class InMemory:
     """Features in arrays, of which each batch gathers its rows."""
 
     def __init__(self, values: npt.NDArray[Any], scale: npt.NDArray[np.float32] | None = None):
-        """Share arrays with TensorFlow; those of ``reader.aligned_empty`` are not copied.
+        """Hold arrays; they are not copied, however many heads are trained on them.
 
         Args:
             values: of shape (n_images, ...): pooled features, or maps divided by their scale.
             scale: of shape (n_images,), for feature maps.
         """
         self.shape: tuple[int, ...] = values.shape[1:]
-        self._tensors = [_as_tensor(part) for part in (values, scale) if part is not None]
+        self._arrays = [part for part in (values, scale) if part is not None]
 
     def batches(
         self,
@@ -121,13 +121,22 @@ class InMemory:
         """
         import tensorflow as tf
 
+        kinds = [array.dtype for array in self._arrays]
+
         def gather(some: Any) -> tuple[Any, Any]:
-            return _unscaled(*(tf.gather(tensor, some) for tensor in self._tensors)), some
+            # NumPy gathers: TensorFlow would copy all of an array that a data set's graph names.
+            parts = tf.numpy_function(self._gather, [some], kinds)
+            for part, array in zip(parts, self._arrays, strict=True):
+                part.set_shape((None, *array.shape[1:]))
+            return _unscaled(*parts), some
 
         positions = tf.data.Dataset.from_tensor_slices(rows)
         if seed is not None:
             positions = positions.shuffle(len(rows), seed=seed, reshuffle_each_iteration=True)
-        return positions.batch(batch_size).map(gather, num_parallel_calls=2)
+        return positions.batch(batch_size).map(gather)
+
+    def _gather(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        return [take_rows(array, rows) for array in self._arrays]
 
 
 class Streamed:
@@ -197,10 +206,28 @@ class Streamed:
         stored = tf.data.Dataset.from_generator(epoch, output_signature=signature)
         if keep:
             name = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-            stored = stored.cache(str(Path(self._scratch.name) / f"{name}-{batch_size}"))
+            stored = _kept(stored, Path(self._scratch.name) / f"{name}-{batch_size}")
         n_batches = -(-len(rows) // batch_size)
         batches = stored.map(lambda *parts: (_unscaled(*parts[:-1]), parts[-1]))
         return batches.apply(tf.data.experimental.assert_cardinality(n_batches))
+
+
+def _kept(stored: Any, file: Path) -> Any:
+    """Return what a data set yields from a scratch file, written first where it is not there."""
+    kept = untuned(stored.cache(str(file)))
+    if not file.with_name(f"{file.name}.index").exists():
+        for _ in kept:  # to the end, which Keras does not read to
+            pass
+    return kept
+
+
+def untuned(dataset: Any) -> Any:
+    """Return a data set without autotuning: its end would wait for the tuner, 10 s at times."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _unscaled(values: Any, scale: Any = None) -> Any:
@@ -209,14 +236,3 @@ def _unscaled(values: Any, scale: Any = None) -> Any:
 
     features = tf.cast(values, tf.float32)
     return features if scale is None else features * scale[:, None, None, None]
-
-
-def _as_tensor(values: npt.NDArray[Any]) -> Any:
-    """Return a tensor that shares memory with an array, or holds a copy where that cannot be."""
-    import tensorflow as tf
-
-    # TensorFlow ends the process on a shared tensor that is not aligned.
-    if values.flags.c_contiguous and values.flags.writeable and values.ctypes.data % 64 == 0:
-        return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
-    with tf.device("CPU:0"):
-        return tf.convert_to_tensor(values)

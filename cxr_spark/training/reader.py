@@ -294,6 +294,8 @@ def _tables(
         raise _unreadable(folder, error) from error
     try:
         reader._results_queue_reader = _ArrowTables()
+        # It lets four row groups a worker wait; each is some 32 MB.
+        reader.ventilator._max_ventilation_queue_size = 2 * options["workers_count"]
         yield from reader
     except Exception as error:
         raise _unreadable(folder, error) from error

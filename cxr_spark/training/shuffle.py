@@ -58,10 +58,15 @@ def _draw(
 
 
 def _take(buffer: tuple[npt.NDArray[Any], ...], slots: npt.NDArray[np.int64]) -> RowGroup:
-    taken = tuple(_like(values, len(slots)) for values in buffer)
-    for values, out in zip(buffer, taken, strict=True):
-        np.take(values, slots, axis=0, out=out, mode="clip")  # any other mode copies once more
-    return RowGroup(taken[0], taken[1:])
+    positions, *arrays = (take_rows(values, slots) for values in buffer)
+    return RowGroup(positions, tuple(arrays))
+
+
+def take_rows(values: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Return the given rows in an array that TensorFlow can take without copying it again."""
+    taken = _like(values, len(rows))
+    np.take(values, rows, axis=0, out=taken, mode="clip")  # any other mode copies once more
+    return taken
 
 
 def _like(values: npt.NDArray[Any], n_rows: int) -> npt.NDArray[Any]:

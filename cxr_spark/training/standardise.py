@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.training.heads import Standardisation
-from cxr_spark.training.inputs import Inputs
+from cxr_spark.training.inputs import Inputs, untuned
 
 
 def standardise(inputs: Inputs, splits: npt.NDArray[np.str_]) -> Standardisation:
@@ -34,7 +34,7 @@ def standardise(inputs: Inputs, splits: npt.NDArray[np.str_]) -> Standardisation
     per_image = int(np.prod(inputs.shape[:-1]))
     mean, squares, count = np.zeros(channels), np.zeros(channels), 0
     rows = np.flatnonzero(splits == "train")
-    for features, positions in inputs.batches(rows, batch_size=64).prefetch(1):
+    for features, positions in untuned(inputs.batches(rows, batch_size=64).prefetch(1)):
         n = len(positions) * per_image
         batch_mean, batch_variance = (value.numpy() for value in moments(features))
         delta = batch_mean - mean

@@ -15,7 +15,7 @@ from cxr_spark.config import TrainingConfig
 from cxr_spark.errors import UserError
 from cxr_spark.training.adam import fused_adam
 from cxr_spark.training.heads import Standardisation, build_head
-from cxr_spark.training.inputs import Inputs
+from cxr_spark.training.inputs import Inputs, untuned
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,10 @@ def train_head(
     model = build_head(head, inputs.shape, n_classes, standardisation)
     targets = tf.one_hot(labels, n_classes)
 
-    def part(split: str, **options: Any) -> Any:
+    def part(split: str, **how: Any) -> Any:
         rows = np.flatnonzero(splits == split)
-        batches = inputs.batches(rows, batch_size=training.batch_size, **options)
-        return batches.map(lambda x, at: (x, tf.gather(targets, at))).prefetch(2)
+        batches = inputs.batches(rows, batch_size=training.batch_size, **how)
+        return untuned(batches.map(lambda x, at: (x, tf.gather(targets, at))).prefetch(1))
 
     compiled = keras.Model(model.inputs, model.outputs)
     compiled.compile(
@@ -118,7 +118,8 @@ def _score(model: Any, inputs: Inputs, shape: tuple[int, ...]) -> npt.NDArray[np
     """Return the scores of all images, in the order of their positions."""
     scores = np.full(shape, np.nan, np.float32)
     batch_size = max(1, VALUES_A_BATCH // int(np.prod(inputs.shape)))
-    for features, positions in inputs.batches(np.arange(len(scores)), batch_size=batch_size):
+    batches = inputs.batches(np.arange(len(scores)), batch_size=batch_size)
+    for features, positions in untuned(batches.prefetch(1)):
         scores[positions.numpy()] = model(features, training=False).numpy()
     return scores
 
