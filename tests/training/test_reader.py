@@ -155,6 +155,7 @@ def test_row_groups_that_are_given_out_late_are_not_lost(
 
     def ventilate_late(self: ConcurrentVentilator) -> None:
         time.sleep(0.05)
+        self._max_ventilation_queue_size = 6  # all of them at once
         ventilate(self)
 
     def wait_until_completed(self: ConcurrentVentilator) -> bool:
