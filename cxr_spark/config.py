@@ -37,12 +37,18 @@ class SplitConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """How each head is trained; ``early_stopping`` is the patience in epochs, null for none."""
+    """How each head is trained.
+
+    Attributes:
+        early_stopping: the patience in epochs, null for none.
+        memory_gb: features that take more, in 10^9 bytes, are streamed in every epoch.
+    """
 
     epochs: Count = 10
     batch_size: Count = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.001
     early_stopping: Count | None = None
+    memory_gb: Annotated[float, Field(gt=0)] = 2.0
 
 
 class PhantomConfig(_Section):

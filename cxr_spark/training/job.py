@@ -9,21 +9,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from cxr_spark.config import Experiment
-from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.files import write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
 from cxr_spark.training.heads import HEADS
-from cxr_spark.training.reader import ImageKeys, read_errors, read_inputs, read_keys
+from cxr_spark.training.inputs import open_inputs
+from cxr_spark.training.reader import ImageKeys, read_errors, read_keys
 from cxr_spark.training.run_folder import (
     Configuration,
     begin_run,
@@ -33,7 +31,8 @@ from cxr_spark.training.run_folder import (
     update_experiment,
     write_predictions,
 )
-from cxr_spark.training.trainer import TrainedHead, standardise, train_head
+from cxr_spark.training.standardise import standardise
+from cxr_spark.training.trainer import TrainedHead, train_head
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,10 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
     fits = _missing(run, chosen, experiment)
     done: list[tuple[_Fit, float]] = []
     for (record, takes), same_inputs in itertools.groupby(fits, key=lambda fit: fit.inputs):
-        inputs = _inputs(features, record, images, takes)
+        inputs = None  # frees the former ones before the next are read
+        inputs = open_inputs(
+            features, record, takes, images.image_id, memory_gb=experiment.training.memory_gb
+        )
         standardisation = standardise(inputs, assigned.splits) if experiment.standardise else None
         for fit in same_inputs:
             began = time.monotonic()
@@ -124,18 +126,6 @@ def _seconds_left(done: Sequence[tuple[_Fit, float]], left: Sequence[_Fit]) -> f
         seconds[fit.configuration.head].append(taken)
     overall = [taken for _, taken in done]
     return sum(float(np.mean(seconds[fit.configuration.head] or overall)) for fit in left)
-
-
-def _inputs(
-    features: Path, record: ExtractionRecord, images: ImageKeys, takes: str
-) -> tuple[npt.NDArray[Any], ...]:
-    own = read_inputs(features, record, takes)
-    if not np.array_equal(own.image_id, images.image_id):
-        raise UserError(
-            "Expected the same images in every extraction. "
-            f"Received: {record.describe()}, whose images differ. Extract again with --overwrite."
-        )
-    return own.arrays
 
 
 def _store(

@@ -1,11 +1,11 @@
-"""Stored features through petastorm into arrays and tf.data; only this module imports petastorm."""
+"""Stored features through petastorm into NumPy arrays; only this module imports petastorm."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ import pyarrow.parquet as pq
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ERROR_COLUMNS, ExtractionRecord
 from cxr_spark.files import location
+
+# What a head takes, as ``Head.takes`` names it, and the columns that hold it.
+COLUMNS = {"pooled": ("pooled",), "feature_map": ("feature_map", "feature_map_scale")}
+_ALIGNMENT = 64  # bytes, what TensorFlow asks of a tensor
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,17 @@ class ImageKeys:
 
 
 @dataclass(frozen=True)
-class HeadInputs:
-    """What heads take of an extraction, in the order of ``image_id``.
+class RowGroup:
+    """The features of some images, as they lie in a file.
 
     Attributes:
-        image_id: str of shape (n_images,).
-        arrays: (pooled,), float32 of shape (n_images, channels); or (feature_map, scale): float16
-            of shape (n_images, height, width, channels), each map divided by its scale, and float32
-            of shape (n_images,).
+        positions: int64 of shape (n,): where each image stands in the order of ``image_id``.
+        arrays: (pooled,), float32 of shape (n, channels); or (feature_map, scale): float16 of shape
+            (n, height, width, channels), each map divided by its scale, and float32 of shape (n,).
+            They are read-only.
     """
 
-    image_id: npt.NDArray[Any]
+    positions: npt.NDArray[np.int64]
     arrays: tuple[npt.NDArray[Any], ...]
 
 
@@ -62,53 +66,101 @@ def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
         UserError: the data set is damaged, holds other rows than its record says, or holds files
             that petastorm would unpickle.
     """
-    optional = ("patient_id", "official_split")
-    columns = _read_columns(features, record, ("image_id", "finding", *optional), optional)
-    for name in optional:
-        columns[name] = np.array([value or None for value in columns[name].tolist()], object)
-    return ImageKeys(**columns)
+    names = ("image_id", "finding", "patient_id", "official_split")
+    folder = features / record.fingerprint
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for table in _tables(folder, names, workers_count=2):
+        for name in names:
+            columns[name] += table[name].to_pylist()
+    _check_count(folder, record, len(columns["image_id"]))
+    image_id = np.array(columns["image_id"], str)
+    order = np.argsort(image_id, kind="stable")
+    optional = (
+        np.array([value or None for value in columns[name]], object)[order]
+        for name in ("patient_id", "official_split")
+    )
+    return ImageKeys(image_id[order], np.array(columns["finding"], str)[order], *optional)
 
 
-def read_inputs(features: Path, record: ExtractionRecord, takes: str) -> HeadInputs:
-    """Read an extraction's pooled features or feature maps into memory.
+def read_inputs(
+    features: Path, record: ExtractionRecord, takes: str, image_id: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], ...]:
+    """Read an extraction's pooled features or feature maps into memory, each row to its place.
 
     Args:
         features: the features folder.
         record: which extraction; for feature maps, one that stores them.
         takes: 'pooled' or 'feature_map'.
+        image_id: of the images, in order: ``ImageKeys.image_id``.
+
+    Returns:
+        The arrays of a ``RowGroup``, for all images in the order of ``image_id``.
+
+    Raises:
+        UserError: as for ``read_keys``, or the extraction is of other images.
+    """
+    folder = features / record.fingerprint
+    # Rows go where they belong, so that any order of row groups will do.
+    tables = _tables(folder, ("image_id", *COLUMNS[takes]), workers_count=3)
+    arrays: tuple[npt.NDArray[Any], ...] = ()
+    for group in _groups(tables, folder, record, takes, image_id):
+        if not arrays:
+            arrays = tuple(
+                aligned_empty((len(image_id), *values.shape[1:]), values.dtype)
+                for values in group.arrays
+            )
+        for array, values in zip(arrays, group.arrays, strict=True):
+            array[group.positions] = values
+    return arrays
+
+
+def stream_inputs(
+    features: Path,
+    record: ExtractionRecord,
+    takes: str,
+    image_id: npt.NDArray[Any],
+    *,
+    seed: int | None = None,
+) -> Iterator[RowGroup]:
+    """Yield an extraction's features a row group at a time, every image once.
+
+    Args:
+        features: the features folder.
+        record: which extraction; for feature maps, one that stores them.
+        takes: 'pooled' or 'feature_map'.
+        image_id: of the images, in order: ``ImageKeys.image_id``.
+        seed: shuffles the row groups, the same way for the same seed; None keeps their order.
+
+    Raises:
+        UserError: as for ``read_inputs``.
+    """
+    folder = features / record.fingerprint
+    tables = _tables_in_order(folder, ("image_id", *COLUMNS[takes]), seed)
+    yield from _groups(tables, folder, record, takes, image_id)
+
+
+def feature_shape(features: Path, record: ExtractionRecord, takes: str) -> tuple[int, ...]:
+    """Return the shape of one image's features: of its map, or (channels,) of its pooled vector.
 
     Raises:
         UserError: as for ``read_keys``.
     """
-    if takes == "pooled":
-        columns = _read_columns(features, record, ("image_id", "pooled"))
-        return HeadInputs(columns["image_id"], (columns["pooled"].astype(np.float32, copy=False),))
-    names = ("image_id", "feature_map", "feature_map_scale")
-    columns = _read_columns(features, record, names)
-    return HeadInputs(columns["image_id"], (columns["feature_map"], columns["feature_map_scale"]))
-
-
-def _read_columns(
-    features: Path, record: ExtractionRecord, names: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, npt.NDArray[Any]]:
-    """Read columns through petastorm, by row group, and sort them by ``image_id``."""
+    if takes == "feature_map":
+        assert record.feature_map_shape is not None, "choose_extractions sees to it"
+        return record.feature_map_shape
     folder = features / record.fingerprint
-    parts: dict[str, list[Any]] = {name: [] for name in names}
-    for group in _row_groups(folder, names, optional):
-        for name in names:
-            values = getattr(group, name)
-            if name == "feature_map":
-                shape = (len(values), *(record.feature_map_shape or ()))
-                values = np.frombuffer(b"".join(values), "<f2").reshape(shape)
-            parts[name].append(values)
-    n_rows = sum(map(len, parts["image_id"]))
-    if n_rows != record.n_rows:
-        raise UserError(
-            f"Expected {record.n_rows} rows in {folder}, as its _extraction.json says. "
-            f"Received: {n_rows}. Extract again with --overwrite."
-        )
-    order = np.argsort(np.concatenate(parts["image_id"]).astype(str), kind="stable")
-    return {name: np.concatenate(parts.pop(name))[order] for name in names}
+    with contextlib.closing(_tables(folder, ("pooled",), workers_count=1)) as tables:
+        pooled = _to_numpy(next(tables)["pooled"], record)
+    return tuple(map(int, pooled.shape[1:]))
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Return an empty array that TensorFlow can take as a tensor without copying it."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    array: npt.NDArray[Any] = room[start : start + n_bytes].view(dtype).reshape(shape)
+    return array
 
 
 def read_errors(features: Path, record: ExtractionRecord) -> pd.DataFrame:
@@ -123,13 +175,157 @@ def read_errors(features: Path, record: ExtractionRecord) -> pd.DataFrame:
     return errors.sort_values("image_id", ignore_index=True)
 
 
-def _row_groups(
-    folder: Path, columns: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[Any]:
-    """Yield each row group of a data set as a named tuple of columns.
+def _groups(
+    tables: Iterator[pa.Table],
+    folder: Path,
+    record: ExtractionRecord,
+    takes: str,
+    image_id: npt.NDArray[Any],
+) -> Iterator[RowGroup]:
+    """Find the place of each row, and see to it that every image has come exactly once."""
+    index = pd.Index(image_id.astype(object))
+    times = np.zeros(len(image_id), np.int64)
+    n_rows = 0
+    for table in tables:
+        positions = index.get_indexer(table["image_id"].to_pylist())
+        n_rows += len(positions)
+        np.add.at(times, positions[positions >= 0], 1)
+        if positions.min() < 0:
+            break
+        yield RowGroup(positions, tuple(_to_numpy(table[name], record) for name in COLUMNS[takes]))
+    else:
+        _check_count(folder, record, n_rows)
+        if (times == 1).all():
+            return
+    raise UserError(
+        "Expected the same images in every extraction. "
+        f"Received: {record.describe()}, whose images differ. Extract again with --overwrite."
+    )
 
-    Nulls of the ``optional`` ones become empty strings: petastorm itself makes them 'None'.
+
+def _check_count(folder: Path, record: ExtractionRecord, n_rows: int) -> None:
+    if n_rows != record.n_rows:
+        raise UserError(
+            f"Expected {record.n_rows} rows in {folder}, as its _extraction.json says. "
+            f"Received: {n_rows}. Extract again with --overwrite."
+        )
+
+
+def _to_numpy(column: pa.ChunkedArray, record: ExtractionRecord) -> npt.NDArray[Any]:
+    """Return a column of features as an array, without copying it where it is in one chunk."""
+    chunks = [_chunk_to_numpy(chunk, record) for chunk in column.chunks]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
+def _chunk_to_numpy(chunk: pa.Array, record: ExtractionRecord) -> npt.NDArray[Any]:
+    if pa.types.is_binary(chunk.type):
+        _, offsets, values = chunk.buffers()
+        bounds = np.frombuffer(offsets, np.int32, len(chunk) + 1, 4 * chunk.offset)
+        shape = (len(chunk), *(record.feature_map_shape or ()))
+        n_values = int(np.prod(shape))
+        _check_lengths(bounds, 2 * n_values // len(chunk), record)
+        return np.frombuffer(values, "<f2", n_values, bounds[0]).reshape(shape)
+    if pa.types.is_list(chunk.type):
+        bounds = chunk.offsets.to_numpy()
+        _check_lengths(bounds, bounds[1] - bounds[0], record)
+        flat = chunk.flatten().to_numpy(zero_copy_only=False)
+        pooled: npt.NDArray[Any] = flat.reshape(len(chunk), -1).astype(np.float32, copy=False)
+        return pooled
+    scale: npt.NDArray[Any] = chunk.to_numpy(zero_copy_only=False)
+    return scale
+
+
+def _check_lengths(bounds: npt.NDArray[Any], length: int, record: ExtractionRecord) -> None:
+    if (np.diff(bounds) != length).any():
+        raise UserError(
+            "Expected features of one length. "
+            f"Received: several in {record.describe()}. Extract again with --overwrite."
+        )
+
+
+def _tables_in_order(
+    folder: Path, columns: Sequence[str], seed: int | None = None
+) -> Iterator[pa.Table]:
+    """Yield each row group, in the order of the files or in that of a seed.
+
+    petastorm's pool of several workers hands row groups over in an order that depends on timing.
+    Two readers of one worker each, asked in turn, are as fast and keep their order.
     """
+    _check_safe(folder)
+    n_shards = max(1, min(2, _count_row_groups(folder)))
+    # A seed of 0 is none to petastorm.
+    order = {"shuffle_row_groups": seed is not None, "seed": None if seed is None else seed + 1}
+    with contextlib.ExitStack() as stack:
+        shards = []
+        for shard in range(n_shards):
+            tables = _tables(
+                folder, columns, workers_count=1, cur_shard=shard, shard_count=n_shards, **order
+            )
+            shards.append(stack.enter_context(contextlib.closing(tables)))
+        for in_turn in itertools.zip_longest(*shards):
+            yield from (table for table in in_turn if table is not None)
+
+
+def _count_row_groups(folder: Path) -> int:
+    try:
+        return sum(pq.ParquetFile(file).num_row_groups for file in folder.glob("[!_.]*"))
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _tables(
+    folder: Path, columns: Sequence[str], **options: Any
+) -> Generator[pa.Table, None, None]:
+    """Yield each row group of a data set as petastorm's workers read it."""
+    _check_safe(folder)
+    # petastorm 0.13 uses names that pyarrow and NumPy have deprecated, in threads of its own.
+    warnings.filterwarnings("ignore", module="petastorm")
+    from petastorm import make_batch_reader
+
+    try:
+        reader = make_batch_reader(
+            location(folder),
+            schema_fields=[f"^{name}$" for name in columns],
+            reader_pool_type="thread",
+            num_epochs=1,
+            **{"shuffle_row_groups": False, **options},
+        )
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    try:
+        reader._results_queue_reader = _ArrowTables()
+        # It lets four row groups a worker wait; each is some 32 MB.
+        reader.ventilator._max_ventilation_queue_size = 2 * options["workers_count"]
+        yield from reader
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    finally:
+        reader.stop()
+        reader.join()
+
+
+class _ArrowTables:
+    """Takes from a petastorm reader's workers what they read: a table a row group.
+
+    petastorm's own makes an object of every row, which costs a quarter of the time of feature maps.
+    And it ends early at times: its pool looks first whether the workers are done, then whether all
+    work has been given out, and the last row groups may be given out between the two.
+    """
+
+    batched_output = True
+
+    def read_next(self, workers_pool: Any, schema: Any, ngram: Any) -> pa.Table:
+        from petastorm.workers_pool import EmptyResultError
+
+        while True:
+            try:
+                return workers_pool.get_results()
+            except EmptyResultError:
+                if workers_pool.all_workers_done():
+                    raise StopIteration from None
+
+
+def _check_safe(folder: Path) -> None:
     for name in ("_common_metadata", "_metadata"):
         if (folder / name).exists():
             raise UserError(
@@ -137,32 +333,6 @@ def _row_groups(
                 "and petastorm would unpickle it. "
                 "Remove it, and find out where it came from."
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # petastorm 0.13 uses names that pyarrow has deprecated
-        from petastorm import TransformSpec, make_batch_reader
-
-        blanks = dict.fromkeys(optional, "")
-        transform = TransformSpec(lambda rows: rows.fillna(blanks)) if optional else None
-        try:
-            reader = make_batch_reader(
-                location(folder),
-                schema_fields=[f"^{name}$" for name in columns],
-                reader_pool_type="thread",
-                workers_count=2,
-                shuffle_row_groups=False,
-                num_epochs=1,
-                transform_spec=transform,
-            )
-        except Exception as error:
-            raise _unreadable(folder, error) from error
-        try:
-            yield from reader
-        except Exception as error:
-            raise _unreadable(folder, error) from error
-        finally:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints a line about its cache
-                reader.stop()
-                reader.join()
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
@@ -170,37 +340,3 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
         f"Expected Parquet that petastorm can read in {folder}. "
         f"Received: {type(error).__name__}: {error}. Extract again with --overwrite."
     )
-
-
-def batches(
-    inputs: Sequence[npt.NDArray[Any]],
-    one_hot: npt.NDArray[np.float32],
-    *,
-    batch_size: int,
-    seed: int | None = None,
-) -> Any:
-    """Return a ``tf.data.Dataset`` of (features float32, one-hot labels), a batch at a time.
-
-    Indices are shuffled and rows gathered by batch: cheaper than to shuffle or unbatch rows.
-
-    Args:
-        inputs: (pooled,) or (feature_map, scale), each of shape (n_images, ...).
-        one_hot: float32 of shape (n_images, n_classes).
-        batch_size: rows a batch; the last has what is left.
-        seed: shuffles anew in each epoch, the same way for the same seed; None keeps the order.
-    """
-    import tensorflow as tf
-
-    tensors = [tf.convert_to_tensor(values) for values in inputs]
-    labels = tf.convert_to_tensor(one_hot)
-
-    def gather(rows: Any) -> tuple[Any, Any]:
-        features = tf.cast(tf.gather(tensors[0], rows), tf.float32)
-        if len(tensors) == 2:
-            features *= tf.gather(tensors[1], rows)[:, None, None, None]
-        return features, tf.gather(labels, rows)
-
-    rows = tf.data.Dataset.range(len(one_hot))
-    if seed is not None:
-        rows = rows.shuffle(len(one_hot), seed=seed, reshuffle_each_iteration=True)
-    return rows.batch(batch_size).map(gather, num_parallel_calls=2).prefetch(2)

@@ -1,11 +1,10 @@
-"""One head, one seed: trained on features in memory, with its history and its scores."""
+"""One head, one seed: trained, with its history and its scores."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,14 @@ import numpy.typing as npt
 
 from cxr_spark.config import TrainingConfig
 from cxr_spark.errors import UserError
+from cxr_spark.training.adam import fused_adam
 from cxr_spark.training.heads import Standardisation, build_head
-from cxr_spark.training.reader import batches
+from cxr_spark.training.inputs import Inputs, untuned
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_EPOCH_LINES = 15.0
+VALUES_A_BATCH = 2**22  # while scoring: 16 MB of features
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TrainedHead:
 
 def train_head(
     head: str,
-    inputs: Sequence[npt.NDArray[Any]],
+    inputs: Inputs,
     labels: npt.NDArray[np.int64],
     splits: npt.NDArray[np.str_],
     *,
@@ -54,7 +55,7 @@ def train_head(
 
     Args:
         head: a key of ``heads.HEADS``.
-        inputs: (pooled,) or (feature_map, scale), each of shape (n_images, ...).
+        inputs: the features of all images, in memory or streamed.
         labels: int64 of shape (n_images,), class indices.
         splits: 'train', 'val' or 'test', of shape (n_images,).
         n_classes: how many classes the task has.
@@ -71,21 +72,17 @@ def train_head(
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     began = time.perf_counter()
-    model = build_head(head, inputs[0].shape[1:], n_classes, standardisation)
-    one_hot = np.eye(n_classes, dtype=np.float32)[labels]
+    model = build_head(head, inputs.shape, n_classes, standardisation)
+    targets = tf.one_hot(labels, n_classes)
 
-    def part(split: str, shuffle_seed: int | None = None) -> Any:
+    def part(split: str, **how: Any) -> Any:
         rows = np.flatnonzero(splits == split)
-        return batches(
-            [values[rows] for values in inputs],
-            one_hot[rows],
-            batch_size=training.batch_size,
-            seed=shuffle_seed,
-        )
+        batches = inputs.batches(rows, batch_size=training.batch_size, **how)
+        return untuned(batches.map(lambda x, at: (x, tf.gather(targets, at))).prefetch(1))
 
     compiled = keras.Model(model.inputs, model.outputs)
     compiled.compile(
-        optimizer=keras.optimizers.Adam(training.learning_rate),
+        optimizer=fused_adam(training.learning_rate),
         loss="binary_crossentropy",
         metrics=[keras.metrics.AUC(name="auc")],
     )
@@ -97,8 +94,8 @@ def train_head(
             )
         )
     fitted = compiled.fit(
-        part("train", shuffle_seed=seed),
-        validation_data=part("val"),
+        part("train", seed=seed),
+        validation_data=part("val", keep=True),
         epochs=training.epochs,
         callbacks=callbacks,
         shuffle=False,  # the data set shuffles itself
@@ -106,8 +103,7 @@ def train_head(
     )
     seconds = time.perf_counter() - began
     history = {name: [float(value) for value in values] for name, values in fitted.history.items()}
-    everything = batches(inputs, one_hot, batch_size=256)
-    scores = np.concatenate([model(features, training=False).numpy() for features, _ in everything])
+    scores = _score(model, inputs, (len(labels), n_classes))
     if not np.isfinite(scores).all():
         raise UserError(
             f"Expected finite scores of the head {head}, seed {seed}. Received: NaN or infinity. "
@@ -118,38 +114,14 @@ def train_head(
     return TrainedHead(model, history, scores, seconds)
 
 
-def standardise(
-    inputs: Sequence[npt.NDArray[Any]], splits: npt.NDArray[np.str_]
-) -> Standardisation:
-    """Return mean and standard deviation of each channel over the training images, in float64."""
-    rows = np.flatnonzero(splits == "train")
-    total = np.zeros(inputs[0].shape[-1])
-    squares = np.zeros_like(total)
-    count = 0
-    # The largest magnitude is divided out first: squares of features near 1e-10 stay exact.
-    largest = 0.0
-    for chunk in _chunks(inputs, rows):
-        largest = max(largest, float(np.abs(chunk).max()))
-    unit = largest or 1.0
-    for chunk in _chunks(inputs, rows):
-        flat = chunk.reshape(-1, chunk.shape[-1]) / unit
-        total += flat.sum(axis=0)
-        squares += np.square(flat).sum(axis=0)
-        count += len(flat)
-    mean = total / count
-    variance = np.maximum(squares / count - np.square(mean), 0)
-    # What rounding leaves of a constant channel is no variation.
-    variance[variance <= 1e-14 * np.square(mean)] = 0
-    return Standardisation(mean * unit, np.sqrt(variance) * unit)
-
-
-def _chunks(inputs: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> Any:
-    for start in range(0, len(rows), 256):
-        some = rows[start : start + 256]
-        chunk = inputs[0][some].astype(np.float64)
-        if len(inputs) == 2:
-            chunk *= inputs[1][some].astype(np.float64)[:, None, None, None]
-        yield chunk
+def _score(model: Any, inputs: Inputs, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return the scores of all images, in the order of their positions."""
+    scores = np.full(shape, np.nan, np.float32)
+    batch_size = max(1, VALUES_A_BATCH // int(np.prod(inputs.shape)))
+    batches = inputs.batches(np.arange(len(scores)), batch_size=batch_size)
+    for features, positions in untuned(batches.prefetch(1)):
+        scores[positions.numpy()] = model(features, training=False).numpy()
+    return scores
 
 
 def _epoch_lines(epochs: int) -> Any:

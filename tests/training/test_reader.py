@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,17 @@ import pytest
 
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord, Identity, commit
-from cxr_spark.training.reader import batches, read_errors, read_inputs, read_keys
+from cxr_spark.training.reader import (
+    feature_shape,
+    read_errors,
+    read_inputs,
+    read_keys,
+    stream_inputs,
+)
 
 SHAPE = (2, 3, 4)
 N = 25
+NAMES = np.array([f"test/NORMAL/ä {i:02d}.jpeg" for i in range(N)])
 
 
 def make_store(features: Path, rng: np.random.Generator, **changes: object) -> ExtractionRecord:
@@ -34,7 +43,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
             **changes,
         },  # type: ignore[arg-type]
     )
-    names = [f"test/NORMAL/ä {i:02d}.jpeg" for i in rng.permutation(N)]
+    names = NAMES[rng.permutation(N)]
     maps = rng.normal(size=(N, *SHAPE)).astype("<f2")
     table = pa.table(
         {
@@ -76,14 +85,115 @@ def test_features_come_back_in_the_order_of_image_id(
     assert keys.image_id.tolist() == stored["image_id"].tolist()
     assert keys.patient_id.tolist() == stored["patient_id"].tolist()
     assert keys.official_split.tolist() == [None] * N
-    pooled = read_inputs(features, record, "pooled")
-    assert pooled.image_id.tolist() == stored["image_id"].tolist()
-    assert np.array_equal(pooled.arrays[0], np.stack(stored["pooled"]))
-    maps = read_inputs(features, record, "feature_map")
-    assert maps.image_id.tolist() == stored["image_id"].tolist()
-    assert maps.arrays[0].shape == (N, *SHAPE)
-    assert maps.arrays[0][7].tobytes() == stored["feature_map"][7]
-    assert maps.arrays[1].tolist() == stored["feature_map_scale"].tolist()
+    (pooled,) = read_inputs(features, record, "pooled", keys.image_id)
+    assert pooled.dtype == np.float32
+    assert np.array_equal(pooled, np.stack(stored["pooled"]))
+    maps, scale = read_inputs(features, record, "feature_map", keys.image_id)
+    assert maps.shape == (N, *SHAPE)
+    assert all(a.tobytes() == b for a, b in zip(maps, stored["feature_map"], strict=True))
+    assert scale.tolist() == stored["feature_map_scale"].tolist()
+
+
+@pytest.mark.parametrize("takes", ["pooled", "feature_map"])
+def test_a_stream_has_what_memory_has_and_the_order_of_its_seed(
+    tmp_path: Path, rng: np.random.Generator, takes: str
+) -> None:
+    record = make_store(tmp_path, rng)
+    image_id = read_keys(tmp_path, record).image_id
+    in_memory = read_inputs(tmp_path, record, takes, image_id)
+    assert feature_shape(tmp_path, record, takes) == in_memory[0].shape[1:]
+
+    def order(seed: int | None) -> list[int]:
+        groups = list(stream_inputs(tmp_path, record, takes, image_id, seed=seed))
+        assert len(groups) == 6
+        for group in groups:
+            for streamed, held in zip(group.arrays, in_memory, strict=True):
+                assert np.array_equal(streamed, held[group.positions])
+        positions = np.concatenate([group.positions for group in groups]).tolist()
+        assert sorted(positions) == list(range(N))
+        return positions
+
+    files = pq.ParquetDataset(tmp_path / record.fingerprint).read()["image_id"].to_pylist()
+    assert image_id[order(None)].tolist() == files
+    shuffled = [tuple(order(seed)) for seed in (0, 0, 1, 2)]
+    assert shuffled[0] == shuffled[1]
+    assert len({tuple(order(None)), *shuffled}) == 4
+
+
+def test_row_groups_keep_their_order_whichever_worker_is_slow(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from petastorm.arrow_reader_worker import ArrowReaderWorker
+
+    record = make_store(tmp_path, rng)
+    image_id = read_keys(tmp_path, record).image_id
+
+    def order(slow: set[int]) -> list[int]:
+        read = ArrowReaderWorker.process
+
+        def process(self: object, piece_index: int, *rest: object, **named: object) -> None:
+            if piece_index in slow:
+                time.sleep(0.05)
+            read(self, piece_index, *rest, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ArrowReaderWorker, "process", process)
+            groups = list(stream_inputs(tmp_path, record, "pooled", image_id, seed=3))
+        return np.concatenate([group.positions for group in groups]).tolist()
+
+    orders = [order(slow) for slow in (set(), {0, 2, 4}, {1, 3, 5}, {0, 1})]
+    assert all(other == orders[0] for other in orders)
+
+
+def test_row_groups_that_are_given_out_late_are_not_lost(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from petastorm.workers_pool.ventilator import ConcurrentVentilator
+
+    record = make_store(tmp_path, rng)
+    completed, ventilate = ConcurrentVentilator.completed, ConcurrentVentilator._ventilate
+
+    def ventilate_late(self: ConcurrentVentilator) -> None:
+        time.sleep(0.05)
+        self._max_ventilation_queue_size = 6  # all of them at once
+        ventilate(self)
+
+    def wait_until_completed(self: ConcurrentVentilator) -> bool:
+        # What may happen between petastorm's two looks, made to happen.
+        if threading.current_thread() is threading.main_thread():
+            while not completed(self):
+                time.sleep(0.001)
+        return completed(self)
+
+    monkeypatch.setattr(ConcurrentVentilator, "_ventilate", ventilate_late)
+    monkeypatch.setattr(ConcurrentVentilator, "completed", wait_until_completed)
+    assert read_keys(tmp_path, record).image_id.tolist() == NAMES.tolist()
+
+
+@pytest.mark.parametrize("damage", ["renamed", "twice"])
+def test_other_images_are_refused(tmp_path: Path, rng: np.random.Generator, damage: str) -> None:
+    record = make_store(tmp_path, rng)
+    image_id = read_keys(tmp_path, record).image_id
+    file = tmp_path / record.fingerprint / "part-1.parquet"
+    table = pq.read_table(file)
+    names = table["image_id"].to_pylist()
+    names[3] = "else.jpeg" if damage == "renamed" else names[0]
+    pq.write_table(table.set_column(0, "image_id", pa.array(names)), file)
+    with pytest.raises(UserError, match="Expected the same images"):
+        read_inputs(tmp_path, record, "pooled", image_id)
+
+
+def test_features_of_several_lengths_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    record = make_store(tmp_path, rng)
+    image_id = read_keys(tmp_path, record).image_id
+    file = tmp_path / record.fingerprint / "part-1.parquet"
+    table = pq.read_table(file)
+    maps = table["feature_map"].to_pylist()
+    maps[1] = maps[1][:-2]
+    column = table.column_names.index("feature_map")
+    pq.write_table(table.set_column(column, "feature_map", pa.array(maps)), file)
+    with pytest.raises(UserError, match="Expected features of one length"):
+        read_inputs(tmp_path, record, "feature_map", image_id)
 
 
 def test_errors_table_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -97,7 +207,7 @@ def test_rows_that_are_missing_are_noticed(tmp_path: Path, rng: np.random.Genera
     record = make_store(tmp_path, rng)
     (tmp_path / record.fingerprint / "part-1.parquet").unlink()
     with pytest.raises(UserError, match="Expected 25 rows.*Received: 12"):
-        read_inputs(tmp_path, record, "pooled")
+        read_inputs(tmp_path, record, "pooled", NAMES)
 
 
 def test_a_file_that_is_cut_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -105,7 +215,7 @@ def test_a_file_that_is_cut_is_named(tmp_path: Path, rng: np.random.Generator) -
     file = tmp_path / record.fingerprint / "part-1.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"can read in .*{record.fingerprint}"):
-        read_inputs(tmp_path, record, "pooled")
+        read_inputs(tmp_path, record, "pooled", NAMES)
 
 
 class Harmful:
@@ -127,29 +237,5 @@ def test_metadata_that_petastorm_would_unpickle_is_refused(
     schema = schema.with_metadata({b"dataset-toolkit.unischema.v1": harmful})
     pq.write_metadata(schema, folder / name)
     with pytest.raises(UserError, match=f"Expected no {name}"):
-        read_inputs(tmp_path / "features", record, "pooled")
+        read_inputs(tmp_path / "features", record, "pooled", NAMES)
     assert not (tmp_path / "harmed").exists()
-
-
-def test_batches_hold_every_row_once_and_shuffle_by_seed(rng: np.random.Generator) -> None:
-    pooled = rng.normal(size=(N, 3)).astype(np.float32)
-    one_hot = np.eye(2, dtype=np.float32)[np.arange(N) % 2]
-
-    def epochs(seed: int | None) -> list[np.ndarray]:
-        dataset = batches([pooled], one_hot, batch_size=10, seed=seed)
-        return [np.concatenate([x.numpy() for x, _ in dataset]) for _ in range(2)]
-
-    in_order, first, second = epochs(None), epochs(1), epochs(1)
-    assert np.array_equal(in_order[0], pooled)
-    for epoch in first:
-        assert sorted(map(tuple, epoch)) == sorted(map(tuple, pooled))
-    assert not np.array_equal(first[0], first[1])
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_batches_undo_the_scaling_of_maps(rng: np.random.Generator) -> None:
-    maps = rng.normal(size=(N, *SHAPE)).astype(np.float16)
-    scale = rng.uniform(1e-12, 1e3, N).astype(np.float32)
-    dataset = batches([maps, scale], np.zeros((N, 2), np.float32), batch_size=4)
-    found = np.concatenate([x.numpy() for x, _ in dataset])
-    assert found == pytest.approx(maps.astype(np.float32) * scale[:, None, None, None], rel=1e-6)
