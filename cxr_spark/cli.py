@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -143,4 +144,5 @@ def run_job(main: Callable[[], None]) -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(130)
+    gc.freeze()  # or the interpreter ends by a second's search through TensorFlow's objects
     sys.exit(0)

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,17 @@ DEFAULTS = {
 
 
 @contextmanager
-def open_session(name: str) -> Iterator[SparkSession]:
+def open_session(
+    name: str, *, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[SparkSession]:
     """Yield the session of this job, with the package shipped to its executors, and stop it after.
 
     Master and resources come from spark-submit; ``DEFAULTS`` fill what it leaves open.
+
+    Args:
+        name: of the application.
+        meanwhile: called when the JVM begins to start Spark, which takes it some seconds; whatever
+            it sets going in another thread does not hold up Python's part of the start.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkRuntimeError
@@ -52,7 +59,9 @@ def open_session(name: str) -> Iterator[SparkSession]:
     conf = SparkConf()
     for key, value in DEFAULTS.items():
         conf.setIfMissing(key, value)
-    spark = SparkSession.builder.appName(name).config(conf=conf).getOrCreate()
+    builder = SparkSession.builder.appName(name).config(conf=conf)
+    meanwhile()
+    spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel(conf.get("spark.log.level", "ERROR") or "ERROR")
     with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
         try:

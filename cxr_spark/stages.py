@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,13 +161,14 @@ def _starting(
         tempfile.TemporaryDirectory(prefix="cxr_spark-graphs-") as folder,
         ThreadPoolExecutor(1) as pool,
     ):
-        loading = pool.submit(
-            lambda: list(
-                load_backbones(experiment, images, Path(folder), feature_maps=feature_maps)
-            )
-        )
-        with open_session(f"cxr_spark extract {experiment.name}") as spark:
-            yield spark, loading.result
+        loading: list[Future[list[LoadedBackbone]]] = []
+
+        def load() -> list[LoadedBackbone]:
+            return list(load_backbones(experiment, images, Path(folder), feature_maps=feature_maps))
+
+        name = f"cxr_spark extract {experiment.name}"
+        with open_session(name, meanwhile=lambda: loading.append(pool.submit(load))) as spark:
+            yield spark, loading[0].result
 
 
 def _extract(

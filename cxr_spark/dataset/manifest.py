@@ -85,7 +85,11 @@ def read_listing(
     """
     root = os.path.abspath(images)
 
-    def list_images(_: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def list_images(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for _ in frames:  # the one row; Spark ends a worker that leaves some of its input
+            yield from list_once()
+
+    def list_once() -> Iterator[pd.DataFrame]:
         parse = make_adapter(adapter, patient_pattern)
         numbered = enumerate(walk_images(root))
         while chunk := list(itertools.islice(numbered, ROWS_A_BATCH)):

@@ -7,6 +7,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import Failure, account_errors
 from cxr_spark.extraction.listing import accept_listing, stage_listing
 from cxr_spark.extraction.load import LoadedBackbone
-from cxr_spark.extraction.one_pass import run_pass
+from cxr_spark.extraction.one_pass import run_pass, warm_workers
 from cxr_spark.extraction.store import (
     ExtractionRecord,
     Listing,
@@ -68,8 +69,7 @@ def extract(
     Args:
         spark: the session.
         request: what, and where to.
-        load: returns the backbones; called when the images are listed, so that backbones may
-            load meanwhile.
+        load: returns the backbones, which may still be loading when this begins.
         overwrite: whether to empty the features folder first.
 
     Returns:
@@ -82,18 +82,20 @@ def extract(
     created, accepted = not features.exists(), False
     staging = features / f"_staging-{uuid.uuid4().hex}"
     try:
-        listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
+        with ThreadPoolExecutor(1) as pool:
+            warmed = pool.submit(_warm, spark, request, load, overwrite)
+            listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
+            backbones = warmed.result()
         if listing.n_images == listing.n_refused:
             raise UserError(
                 "Expected at least one image whose path the adapter recognises. "
                 f"Received: {listing.n_images} images, of which none does"
             )
-        backbones = load()
         if overwrite:
             clear_store(features, listing, [b.identity.fingerprint for b in backbones])
         accept_listing(features, staging / "manifest", listing)
         accepted = True
-        stored = {record.fingerprint: record for record in list_extractions(features)}
+        stored = _stored(features)
         todo = [
             backbone
             for backbone in backbones
@@ -133,6 +135,29 @@ def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> Extracti
         )
         write_record(request.features / backbone.identity.fingerprint, record)
     return record
+
+
+def _warm(
+    spark: SparkSession,
+    request: ExtractionRequest,
+    load: Callable[[], Sequence[LoadedBackbone]],
+    overwrite: bool,
+) -> Sequence[LoadedBackbone]:
+    """Wait for the backbones and have the workers load those that are not in the store yet."""
+    backbones = load()
+    stored = {} if overwrite else _stored(request.features)
+    missing = [
+        backbone
+        for backbone in backbones
+        if not _serves(stored.get(backbone.identity.fingerprint), request.feature_maps)
+    ]
+    if missing:
+        warm_workers(spark, missing)
+    return backbones
+
+
+def _stored(features: Path) -> dict[str, ExtractionRecord]:
+    return {record.fingerprint: record for record in list_extractions(features)}
 
 
 def _serves(record: ExtractionRecord | None, feature_maps: bool) -> bool:

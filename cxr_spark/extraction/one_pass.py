@@ -24,6 +24,7 @@ from cxr_spark.extraction.worker import (
     Extraction,
     Placement,
     make_extractor,
+    make_warmer,
     result_columns,
 )
 from cxr_spark.files import location
@@ -66,19 +67,32 @@ def run_pass(
         The images that could not be used.
     """
     n_usable = listing.n_images - listing.n_refused
-    shipped = {Path(file).name for file in spark.sparkContext.listFiles}
-    for path in dict.fromkeys(backbone.graph_path for backbone in backbones):
-        if path.name not in shipped:  # the digest in its name says that it is the same file
-            spark.sparkContext.addFile(str(path))
-    extractions = [
-        Extraction(b.identity, b.graph_path.name, b.input_name, b.output_names) for b in backbones
-    ]
+    extractions = ship(spark, backbones)
     began = time.monotonic()
     with progress(spark, "extracting", n_usable):
         failures = _write_features(spark, manifest, extractions, n_usable, folder, feature_maps)
     seconds = time.monotonic() - began
     log.info("extracted: %d images in %.1f s, %.1f images/s", n_usable, seconds, n_usable / seconds)
     return failures
+
+
+def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extraction]:
+    """Send the graphs that executors do not have yet, and return what tasks are told of them."""
+    shipped = {Path(file).name for file in spark.sparkContext.listFiles}
+    for path in dict.fromkeys(backbone.graph_path for backbone in backbones):
+        if path.name not in shipped:  # the digest in its name says that it is the same file
+            spark.sparkContext.addFile(str(path))
+    return [
+        Extraction(b.identity, b.graph_path.name, b.input_name, b.output_names) for b in backbones
+    ]
+
+
+def warm_workers(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> None:
+    """Have the workers load the graphs: to import TensorFlow alone takes one three seconds."""
+    placement = placement_of(spark)
+    warmer = make_warmer(ship(spark, backbones), placement)
+    n_slots = slots(spark, placement)
+    spark.range(0, n_slots, 1, n_slots).mapInPandas(warmer, "id bigint").count()
 
 
 def _write_features(
@@ -93,9 +107,10 @@ def _write_features(
     from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
-    placement = _placement(spark)
-    slots = max(1, spark.sparkContext.defaultParallelism // placement.task_cpus)
-    n_tasks = min(max(TASKS_A_SLOT * slots, math.ceil(n_usable / IMAGES_A_TASK)), n_usable)
+    placement = placement_of(spark)
+    n_tasks = min(
+        max(TASKS_A_SLOT * slots(spark, placement), math.ceil(n_usable / IMAGES_A_TASK)), n_usable
+    )
     # Tasks of one size, so that no core waits for another's; what is in them follows from the
     # manifest alone, so that batches, and with them the last digits, are the same in every run.
     tasks = (
@@ -123,10 +138,15 @@ def _write_features(
     return [tuple(row[name] for name in ERROR_COLUMNS) for row in json.loads(failures.get["rows"])]
 
 
-def _placement(spark: SparkSession) -> Placement:
+def placement_of(spark: SparkSession) -> Placement:
     """Return what a task of this session computes on, from Spark's own settings."""
     conf = spark.sparkContext.getConf()
     return Placement(
         task_cpus=int(conf.get("spark.task.cpus", "1") or 1),
         one_gpu_an_executor=conf.get("spark.executor.resource.gpu.amount") == "1",
     )
+
+
+def slots(spark: SparkSession, placement: Placement) -> int:
+    """Return how many tasks run at once."""
+    return max(1, spark.sparkContext.defaultParallelism // placement.task_cpus)

@@ -105,6 +105,20 @@ def make_extractor(
     return extract
 
 
+def make_warmer(extractions: list[Extraction], placement: Placement) -> Extractor:
+    """Return a function for ``mapInPandas`` that loads the graphs and passes its rows on."""
+
+    def warm(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        device = _device(placement)
+        for extraction in extractions:
+            forward = _forward(extraction, device, placement)
+            batch = (BATCH_SIZE[device.kind], *extraction.identity.image_size, 1)
+            forward(np.zeros(batch, np.uint8))  # what is made of the first batch alone
+        yield from frames
+
+    return warm
+
+
 def _extract(
     frames: Iterable[pd.DataFrame],
     extractions: list[Extraction],

@@ -249,3 +249,20 @@ def test_limit_takes_every_nth_of_the_sorted_paths(spark, phantoms: Path, limit:
     listing = read_listing(spark, str(phantoms), "kermany", None)
     rows = even_sample(listing, limit, len(files)).select("image_id").collect()
     assert sorted(row["image_id"] for row in rows) == expected
+
+
+def test_workers_are_warm_when_the_images_are_listed(spark, phantoms: Path) -> None:
+    """A worker that a listing used is used again: it costs seconds to start another."""
+
+    def processes(frames):
+        for rows in frames:
+            yield pd.DataFrame({"id": [os.getpid()] * len(rows)})
+
+    def running() -> set[int]:
+        rows = spark.range(0, 2, 1, 2).mapInPandas(processes, "id bigint").collect()
+        return {row["id"] for row in rows}
+
+    before = running()
+    for _ in range(2):
+        assert read_listing(spark, str(phantoms), "kermany", None).count() == 90
+    assert running() <= before
