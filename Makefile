@@ -1,5 +1,6 @@
 # make setup   the environment, into .venv, from constraints.txt
 # make grid    the main job: [IMAGES=dir WEIGHTS=dir|imagenet|random CONFIG=file RUN=dir FEATURES=dir ARGS="--limit 400"]
+# make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests
 # make lint    ruff and mypy
 
@@ -14,12 +15,20 @@ SPARK_CONF ?= conf/spark-local.conf
 FLAGS = --config "$(CONFIG)" --run "$(RUN)" $(if $(IMAGES),--images "$(IMAGES)") \
 	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FEATURES),--features "$(FEATURES)") $(ARGS)
 
-.PHONY: setup grid test lint check-tools clean
+OUT ?= runs/benchmark.json
+BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
+
+.PHONY: setup grid bench test lint check-tools clean
 
 setup: check-tools $(VENV)/.installed
 
 grid: setup
 	@$(IN_VENV) spark-submit --properties-file "$(SPARK_CONF)" jobs/grid.py $(FLAGS)
+
+bench: setup
+	@mkdir -p "$(dir $(OUT))"
+	@$(IN_VENV) spark-submit --properties-file "$(SPARK_CONF)" jobs/benchmark.py $(BENCH_FLAGS)
 
 test: setup
 	@$(IN_VENV) python -m pytest $(ARGS)

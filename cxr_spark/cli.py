@@ -100,6 +100,26 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "default": None,
         "help": "start afresh where the output folder holds something else",
     },
+    "repeat": {
+        "metavar": "N",
+        "type": int,
+        "help": "take each measurement N times, by default 3",
+    },
+    "peers": {
+        "metavar": "DIR",
+        "help": "a folder of programs to compare with, each run in turn with ours",
+    },
+    "out": {"metavar": "FILE.json", "help": "where to store the rows; a plot goes beside"},
+    "engine-only": {
+        "action": "store_true",
+        "default": None,
+        "help": "measure the compute core alone, with neither Spark nor a JVM",
+    },
+    "sections": {
+        "metavar": "A,B",
+        "type": _names,
+        "help": "of engine, extraction, training, reader (by default these), grid, peers",
+    },
 }
 
 
@@ -113,8 +133,8 @@ def parse_flags(
         parser.add_argument(f"--{flag}", **options)
     given = vars(parser.parse_args(arguments))
     # Asked for last, so that a misspelt flag is named even where this one is missing.
-    required = "config" if "config" in flags else "run"
-    if given[required] is None:
+    required = next((flag for flag in ("config", "run") if flag in flags), None)
+    if required and given[required] is None:
         parser.error(f"the following arguments are required: --{required}")
     return given
 
@@ -127,8 +147,15 @@ def read_experiment_flags(program: str, description: str, flags: Sequence[str]) 
     return load_experiment(given.pop("config"), given)
 
 
-def run_job(main: Callable[[], None]) -> NoReturn:
-    """Run a job: one line and exit status 2 for a user's mistake, 130 for Ctrl-C, 0 for success."""
+def run_job(
+    main: Callable[[], None], when_stopped: str = "the same command goes on where it was"
+) -> NoReturn:
+    """Run a job: one line and exit status 2 for a user's mistake, 130 for Ctrl-C, 0 for success.
+
+    Args:
+        main: parses and calls.
+        when_stopped: what Ctrl-C leaves.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("cxr_spark").setLevel(logging.INFO)
@@ -140,7 +167,7 @@ def run_job(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            f"{os.path.basename(sys.argv[0])}: stopped; the same command goes on where it was",
+            f"{os.path.basename(sys.argv[0])}: stopped; {when_stopped}",
             file=sys.stderr,
         )
         sys.exit(130)

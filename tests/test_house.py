@@ -64,6 +64,12 @@ def test_petastorm_is_imported_in_one_module() -> None:
     assert users == [PACKAGE / "training" / "reader.py"]
 
 
+def test_nothing_imports_the_benchmark_but_its_job() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        if file.parent.name != "benchmark":
+            assert not any(name.startswith("cxr_spark.benchmark") for name in imports(file)), file
+
+
 def test_nothing_imports_the_jobs() -> None:
     for file in PACKAGE.rglob("*.py"):
         assert not any(name.split(".")[0] == "jobs" for name in imports(file)), file

@@ -15,7 +15,7 @@ from cxr_spark.backbones import load_backbone
 from tests.conftest import ROOT
 
 ONLY_RESNET = ("--backbones", "ResNet50")
-JOBS = ("extract", "train", "report", "grid")
+JOBS = ("extract", "train", "report", "grid", "benchmark")
 
 
 def python(job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +56,7 @@ def nothing_heavy(tmp_path: Path) -> str:
     """A PYTHONPATH on which importing what is slow to import fails."""
     for name in ("tensorflow", "keras", "pyspark", "petastorm", "pandas", "sklearn", "cv2"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')\n")
-    return str(tmp_path)
+    return os.pathsep.join((str(tmp_path), str(ROOT)))
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -68,12 +68,12 @@ def test_help_needs_neither_a_jvm_nor_tensorflow(job: str, nothing_heavy: str) -
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_wrong_flag_is_one_line(job: str, nothing_heavy: str) -> None:
-    required = ["--run", "x"] if job == "report" else ["--config", "conf/demo.yaml"]
+    required = {"report": ["--run", "x"], "benchmark": []}.get(job, ["--config", "conf/demo.yaml"])
     done = python(job, *required, "--confg", "x", PYTHONPATH=nothing_heavy)
     assert done.returncode == 2
     assert done.stderr.startswith(f"{job}.py: error: unrecognized arguments: --confg x.")
     assert done.stderr.count("\n") == 1
-    if job != "report":
+    if "--config" in required:
         assert "Did you mean '--config'?" in done.stderr
 
 

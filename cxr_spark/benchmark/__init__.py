@@ -1,0 +1,1 @@
+"""Measures the other rooms against this machine's limits and against programs people write."""

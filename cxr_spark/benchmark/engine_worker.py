@@ -1,0 +1,188 @@
+"""One process of the engine section: each stage of the compute core, alone and all together."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.backbones import load_backbone
+from cxr_spark.benchmark.machine import choose_backend
+from cxr_spark.benchmark.rows import MeasurementError
+from cxr_spark.engine.device import CPU, Device
+from cxr_spark.engine.forward import (
+    Forward,
+    compile_forward,
+    feature_function,
+    precision_loss,
+)
+from cxr_spark.engine.pipeline import prepare_groups, read_file, run_batches
+
+# Images a batch, as extraction has them, and images a group: what a processor's thread decodes
+# before it computes, and what a GPU's threads decode ahead.
+BATCH_SIZE = {"CPU": 16, "GPU": 128}
+GROUP_SIZE = {"CPU": 32, "GPU": 256}
+N_COMPARED = 16
+
+
+class EngineWorker:
+    """Measures the stages on its share of the images, over and over for a given time.
+
+    Every measurement takes the wall time that it lasts at least, in seconds, and returns (images,
+    seconds); at least one group is done.
+    """
+
+    def __init__(self, core: int, n_threads: int, image_size: tuple[int, int]) -> None:
+        """Take one core, or all for a GPU, before a backend is imported."""
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._backend = choose_backend()
+        self._image_size = image_size
+        self._paths: Sequence[bytes] = ()
+        self._pixels: list[npt.NDArray[Any]] = []
+        self._forward: Forward | None = None
+        if n_threads == 1 and self._backend != "tensorflow":  # TensorFlow is told by its session
+            os.environ["OMP_NUM_THREADS"] = "1"
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[core % len(cores)]})
+        self._threads = n_threads
+        self._kind = "CPU"
+
+    def probe(self) -> dict[str, str]:
+        """Return the backend, the kind of device that it computes on, and the device's name."""
+        self._kind, name = _find_device(self._backend)
+        return {"backend": self._backend, "kind": self._kind, "name": name}
+
+    def use_images(self, paths: Sequence[bytes]) -> int:
+        """Take a share of the images; return how many of its first group can be used."""
+        self._paths = paths
+        size = GROUP_SIZE[self._kind]
+        (prepared,) = (
+            images for _, images in prepare_groups([(0, paths[:size])], self._image_size, threads=1)
+        )
+        usable = [image.pixels for image in prepared if image.pixels is not None]
+        if not usable:
+            reasons = sorted({image.error or "" for image in prepared})
+            raise MeasurementError(f"none of the first {size} images can be used ({reasons[0]})")
+        self._pixels = list(itertools.islice(itertools.cycle(usable), size))
+        return len(usable)
+
+    def load(self, backbone: str, weights: str, precision: str, maps: bool) -> float:
+        """Load a backbone; return the loss of a lower precision against float32, else 0."""
+        model = load_backbone(backbone, self._image_size, weights)
+
+        def compiled(precision: str) -> Forward:
+            return self._compile(model, backbone, precision, maps)
+
+        self._forward = compiled(precision)
+        if precision == "float32":
+            return 0.0
+        grey = np.stack(self._pixels[:N_COMPARED]).astype(np.float32)[..., None]
+        return precision_loss(compiled("float32"), self._forward, grey)
+
+    def _compile(self, model: Any, backbone: str, precision: str, maps: bool) -> Forward:
+        if self._backend != "tensorflow":
+            return compile_forward(model, backbone, "none", feature_maps=maps, precision=precision)
+        from cxr_spark.engine.frozen import freeze, load_graph
+
+        _, features = feature_function(
+            model, backbone, "none", feature_maps=maps, precision=precision
+        )
+        device = CPU if self._kind == "CPU" else Device("GPU")
+        threads = self._threads if device is CPU else 0
+        return load_graph(freeze(features, self._image_size), device, threads=threads)
+
+    def read(self, seconds: float) -> tuple[int, float]:
+        """Read files."""
+        return self._timed(seconds, lambda paths: [read_file(path) for path in paths])
+
+    def decode(self, seconds: float) -> tuple[int, float]:
+        """Read, decode and resize files."""
+        return self._prepared(seconds, lambda pixels: None)
+
+    def forward(self, seconds: float) -> tuple[int, float]:
+        """Run the backbone over pixels in memory."""
+        return self._timed(seconds, lambda paths: self._compute(self._pixels))
+
+    def core(self, seconds: float) -> tuple[int, float]:
+        """Run all of it, from files to features."""
+        return self._prepared(seconds, self._compute)
+
+    def write(self, seconds: float, folder: str) -> tuple[int, float]:
+        """Write features as Parquet; (0, 0) where there is no pyarrow."""
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            return 0, 0.0
+        outputs = self._compute(self._pixels)
+        file = Path(folder) / f"{os.getpid()}.parquet"
+        return self._timed(seconds, lambda paths: _write(outputs, file))
+
+    def _compute(self, pixels: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+        assert self._forward is not None, "load comes first"
+        return run_batches(self._forward, pixels, BATCH_SIZE[self._kind])
+
+    def _groups(self, seconds: float) -> Iterator[Sequence[bytes]]:
+        """Yield groups of paths, round and round, until the time is over."""
+        size, deadline = GROUP_SIZE[self._kind], time.perf_counter() + seconds
+        paths = itertools.cycle(self._paths)
+        yield list(itertools.islice(paths, size))
+        while time.perf_counter() < deadline:
+            yield list(itertools.islice(paths, size))
+
+    def _timed(self, seconds: float, work: Callable[[Sequence[bytes]], Any]) -> tuple[int, float]:
+        began, n_images = time.perf_counter(), 0
+        for paths in self._groups(seconds):
+            work(paths)
+            n_images += len(paths)
+        return n_images, time.perf_counter() - began
+
+    def _prepared(
+        self, seconds: float, work: Callable[[list[npt.NDArray[Any]]], Any]
+    ) -> tuple[int, float]:
+        began, n_images = time.perf_counter(), 0
+        groups = ((None, paths) for paths in self._groups(seconds))
+        for _, images in prepare_groups(groups, self._image_size, threads=self._threads):
+            pixels = [image.pixels for image in images if image.pixels is not None]
+            if pixels:
+                work(pixels)
+            n_images += len(images)
+        return n_images, time.perf_counter() - began
+
+
+def _find_device(backend: str) -> tuple[str, str]:
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if gpus := tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(gpus[0])
+            return "GPU", str(details.get("device_name", "GPU"))
+    elif backend == "jax":
+        import jax
+
+        if jax.default_backend() in ("gpu", "cuda", "rocm"):
+            return "GPU", str(jax.devices()[0].device_kind)
+    elif backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return "GPU", torch.cuda.get_device_name(0)
+    return "CPU", "processor"
+
+
+def _write(outputs: tuple[npt.NDArray[Any], ...], file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"pooled": list(outputs[0])}
+    if len(outputs) > 1:
+        columns["feature_map"] = [feature_map.tobytes() for feature_map in outputs[1]]
+        columns["feature_map_scale"] = outputs[2]
+    pq.write_table(pa.table(columns), file, compression="zstd")

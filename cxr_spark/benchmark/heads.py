@@ -1,0 +1,178 @@
+"""The reader and training sections: stored features into memory, and epochs of fc1024.
+
+All calls of the training room stand in this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.benchmark.processes import Processes
+from cxr_spark.benchmark.rows import MeasurementError, Row, marginal_rate, ratio_row
+from cxr_spark.benchmark.settings import Settings
+from cxr_spark.config import TrainingConfig
+from cxr_spark.extraction.store import ExtractionRecord, list_extractions
+
+log = logging.getLogger(__name__)
+
+HEAD = "fc1024"
+# Generated maps: of MobileNetV3Small at 224 px.
+N_MAPS, MAP_SHAPE = 512, (7, 7, 576)
+EPOCHS = (1, 4)
+MIN_SECONDS = 0.5
+
+
+def measure_reader(settings: Settings, features: Path) -> list[Row]:
+    """Measure how fast stored features are read, against pyarrow and NumPy on the same files."""
+    record = _only_record(features)
+    rows = []
+    for takes in ("pooled", "feature_map") if record.feature_map_shape else ("pooled",):
+        log.info("reader: %s of %s", takes, record.identity.backbone)
+
+        def ours(takes: str = takes) -> None:
+            read_ours(features, record, takes)
+
+        def plain(takes: str = takes) -> None:
+            _read_plain(features, record, takes)
+
+        ours()
+        plain()
+        pairs = [
+            (_rows_per_s(ours, record.n_rows), _rows_per_s(plain, record.n_rows))
+            for _ in range(settings.repeat)
+        ]
+        what = f"reader, {takes}, {record.identity.backbone}"
+        rows.append(ratio_row(what, "pyarrow's read_table and NumPy", pairs, unit="rows/s"))
+    return rows
+
+
+def _only_record(features: Path) -> ExtractionRecord:
+    records = list_extractions(features) if features.exists() else []
+    if len(records) != 1:
+        raise MeasurementError("no features were extracted to read")
+    return records[0]
+
+
+def read_ours(features: Path, record: ExtractionRecord, takes: str) -> tuple[Any, ...]:
+    """Read an extraction as training does."""
+    from cxr_spark.training.reader import read_inputs
+
+    return read_inputs(features, record, takes).arrays
+
+
+def _read_plain(features: Path, record: ExtractionRecord, takes: str) -> tuple[Any, ...]:
+    import pyarrow.parquet as pq
+
+    names = ["pooled"] if takes == "pooled" else ["feature_map", "feature_map_scale"]
+    table = pq.read_table(features / record.fingerprint, columns=["image_id", *names])
+    if takes == "pooled":
+        flat = table["pooled"].combine_chunks().flatten().to_numpy()
+        return (flat.reshape(len(table), -1),)
+    maps = np.frombuffer(b"".join(table["feature_map"].to_pylist()), "<f2")
+    shape = (len(table), *(record.feature_map_shape or ()))
+    return maps.reshape(shape), table["feature_map_scale"].to_numpy()
+
+
+def _rows_per_s(read: Callable[[], None], n_rows: int) -> float:
+    began, n_read = time.perf_counter(), 0
+    while n_read == 0 or time.perf_counter() - began < MIN_SECONDS:
+        read()
+        n_read += n_rows
+    return n_read / (time.perf_counter() - began)
+
+
+def measure_training(settings: Settings, folder: Path, features: Path | None) -> list[Row]:
+    """Measure epochs/s of the largest head against Keras' plain fit on the same maps.
+
+    Each measurement is a process of its own: training makes TensorFlow deterministic for good,
+    which would slow the other down.
+
+    Args:
+        settings: what is asked for.
+        folder: where the maps are kept meanwhile.
+        features: a features folder with stored maps, or None to generate maps.
+    """
+    file = folder / "maps.npz"
+    if features is None:
+        maps, scale = _generated_maps()
+    else:
+        record = _only_record(features)
+        maps, scale = read_ours(features, record, "feature_map")
+    np.savez(file, maps=maps, scale=scale)
+    pairs = []
+    for k in range(settings.repeat):
+        log.info("training: %s, pair %d of %d", HEAD, k + 1, settings.repeat)
+        rates = []
+        for method in ("ours", "plain"):
+            with Processes(HeadTrainer, [(file,)]) as process:
+                rates += process.ask(method)
+        pairs.append((rates[0], rates[1]))
+    shape = "x".join(str(side) for side in maps.shape)
+    note = f"{'generated' if features is None else 'stored'} maps {shape}"
+    return [ratio_row(f"training, {HEAD}", "Keras' fit", pairs, unit="epochs/s", note=note)]
+
+
+def _generated_maps() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return rng.random((N_MAPS, *MAP_SHAPE), np.float32).astype(np.float16), np.ones(
+        N_MAPS, np.float32
+    )
+
+
+class HeadTrainer:
+    """Trains the head on maps, by our trainer or by plain Keras; returns epochs a second."""
+
+    def __init__(self, file: Path) -> None:
+        """Read the maps; a tenth of the images are for validation, labels alternate."""
+        with np.load(file) as arrays:
+            self._maps, self._scale = arrays["maps"], arrays["scale"]
+        rows = np.arange(len(self._maps))
+        self._labels = (rows % 2).astype(np.int64)
+        self._splits = np.where(rows % 10 == 0, "val", "train")
+
+    def ours(self) -> float:
+        """Train by ``train_head``."""
+        from cxr_spark.training.trainer import train_head
+
+        def seconds(epochs: int) -> float:
+            return train_head(
+                HEAD, (self._maps, self._scale), self._labels, self._splits, n_classes=2,
+                training=TrainingConfig(epochs=epochs), seed=0,
+            ).seconds  # fmt: skip
+
+        return _epochs_per_s(seconds)
+
+    def plain(self) -> float:
+        """Train by ``keras.Model.fit`` on float32 maps in memory."""
+        maps = self._maps.astype(np.float32) * self._scale[:, None, None, None]
+        one_hot = np.eye(2, dtype=np.float32)[self._labels]
+        train, val = (self._splits == split for split in ("train", "val"))
+
+        def seconds(epochs: int) -> float:
+            import keras
+
+            from cxr_spark.training.heads import build_head
+
+            keras.utils.set_random_seed(0)
+            model = build_head(HEAD, maps.shape[1:], 2)
+            model.compile("adam", "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
+            began = time.perf_counter()
+            model.fit(
+                maps[train], one_hot[train], validation_data=(maps[val], one_hot[val]),
+                epochs=epochs, batch_size=TrainingConfig().batch_size, verbose=0,
+            )  # fmt: skip
+            return time.perf_counter() - began
+
+        return _epochs_per_s(seconds)
+
+
+def _epochs_per_s(seconds: Callable[[int], float]) -> float:
+    few, many = EPOCHS
+    return marginal_rate(few, seconds(few), many, seconds(many))

@@ -1,0 +1,104 @@
+"""Our jobs as users start them, with the master and settings of this very spark-submit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_spark.backbones import BACKBONES, find_weights
+from cxr_spark.benchmark.peers import run_process
+from cxr_spark.benchmark.rows import MeasurementError
+from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
+from cxr_spark.errors import UserError
+
+# What an application has for itself; the next one makes its own.
+_OWN = ("spark.app.", "spark.submit.", "spark.pyspark.", "spark.jars", "spark.files")
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Starts jobs by spark-submit.
+
+    Attributes:
+        jobs: the folder of the jobs.
+        properties: a file of Spark's settings.
+        images: the image root.
+        weights: as the jobs take them.
+        folder: where outputs go, each job's removed when it has ended.
+    """
+
+    jobs: Path
+    properties: Path
+    images: Path
+    weights: str
+    folder: Path
+
+    def extract(self, backbone: str, n_images: int) -> float:
+        """Extract ``n_images``; return the seconds of the whole process."""
+        experiment = {
+            "dataset": {"adapter": "folder"}, "task": "findings", "split": {"unit": "image"},
+        }  # fmt: skip
+        return self._submit("extract.py", "--features", backbone, n_images, experiment)
+
+    def grid(self, backbone: str, n_images: int) -> float:
+        """Extract, train the paper's two heads and report; return the seconds of the whole."""
+        experiment = {"split": {"unit": "image"}, "heads": ["gap", "fc1024"], "seeds": [0]}
+        return self._submit("grid.py", "--run", backbone, n_images, experiment)
+
+    def _submit(
+        self, job: str, flag: str, backbone: str, n_images: int, experiment: dict[str, Any]
+    ) -> float:
+        config, out = self.folder / "experiment.yaml", self.folder / "out"
+        content = {**experiment, "backbones": [backbone], "image_size": list(IMAGE_SIZE)}
+        config.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
+        command = [
+            _spark_submit(), "--properties-file", str(self.properties), str(self.jobs / job),
+            "--config", str(config), "--images", str(self.images), flag, str(out),
+            "--weights", self.weights, "--limit", str(n_images),
+        ]  # fmt: skip
+        try:
+            return run_process(command)[0]
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+
+
+def write_properties(file: Path) -> None:
+    """Write the settings that spark-submit gave this driver, before a session adds its own."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()
+    settings = {key: value for key, value in SparkConf().getAll() if not key.startswith(_OWN)}
+    settings.setdefault("spark.master", "local[*]")
+    lines = (f"{key} {value}".replace("\\", "\\\\") for key, value in sorted(settings.items()))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def peer_weights(settings: Settings, backbone: str) -> str:
+    """Return the weights as peers take them: 'random' or a file.
+
+    Raises:
+        MeasurementError: Keras' download of ImageNet weights is not in its cache.
+    """
+    if settings.weights == "random":
+        return "random"
+    if settings.weights != "imagenet":
+        return str(find_weights(backbone, settings.weights))
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    try:
+        return str(find_weights(backbone, str(home / "models")))
+    except UserError:
+        raise MeasurementError(
+            f"peers take a weights file, and {BACKBONES[backbone].keras_file} is not in {home}: "
+            "extract once with --weights imagenet, or give --weights DIR"
+        ) from None
+
+
+def _spark_submit() -> str:
+    import pyspark
+
+    home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
+    return str(Path(home) / "bin" / "spark-submit")

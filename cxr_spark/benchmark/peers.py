@@ -1,0 +1,184 @@
+"""Programs that people write, run in turn with ours: adjacent pairs, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxr_spark.benchmark.rows import (
+    MeasurementError,
+    Pair,
+    Row,
+    failed_row,
+    marginal_rate,
+    ratio_row,
+)
+from cxr_spark.benchmark.targets import Measure, find_target
+
+log = logging.getLogger(__name__)
+
+# What the programs share; no program itself.
+NO_PROGRAMS = ("common", "__init__")
+# Takes minutes, and trains as well: compared with our grid, where that section is asked for.
+GRID = "paper_grid"
+LIMIT_SECONDS = 3600.0
+
+# Runs ours over so many images and returns the seconds of its whole process.
+Ours = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One program with one backbone.
+
+    Attributes:
+        program: takes --images, --backbone, --weights and --limit, and prints JSON with
+            ``images_per_s``, over its work alone.
+        images: the image root.
+        backbone: its name.
+        weights: 'random', or a weights file.
+    """
+
+    program: Path
+    images: Path
+    backbone: str
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """The name of its file without .py."""
+        return self.program.stem
+
+
+def find_programs(folder: Path) -> list[Path]:
+    """Return the programs in a folder of peers."""
+    return [file for file in sorted(folder.glob("*.py")) if file.stem not in NO_PROGRAMS]
+
+
+def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
+    """Return the rows of marginal rates and of whole processes; one row if either side fails.
+
+    A marginal rate takes a quarter and the whole: of our whole processes, and of the work that a
+    peer states, from which its imports are gone already.
+
+    Args:
+        peer: the program to compare with.
+        ours: runs ours.
+        n_images: the whole.
+        repeat: how many pairs.
+    """
+    what = _against(peer)
+    quarter, marginal, whole = n_images // 4, list[Pair](), list[Pair]()
+    try:
+        for k in range(repeat):
+            log.info("peers: %s, pair %d of %d", what, k + 1, repeat)
+            # Whoever goes first changes, so that a drift within pairs favours neither.
+            (our_quarter, (n_q, work_q, _)) = _pair(peer, ours, quarter, ours_first=k % 2 == 1)
+            (our_whole, (n_w, work_w, total_w)) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
+            marginal.append(
+                (
+                    marginal_rate(n_q, our_quarter, n_w, our_whole),
+                    marginal_rate(n_q, work_q, n_w, work_w),
+                )
+            )
+            whole.append((n_w / our_whole, n_w / total_w))
+    except MeasurementError as error:
+        return [failed_row(f"marginal, {what}", error)]
+    measures: tuple[tuple[Measure, list[Pair]], ...] = (
+        ("marginal", marginal),
+        ("whole process", whole),
+    )
+    return [
+        ratio_row(
+            f"{measure}, {what}", f"{peer.name}.py", pairs,
+            target=find_target(peer.name, measure, peer.backbone),
+        )
+        for measure, pairs in measures
+    ]  # fmt: skip
+
+
+def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
+    """Return the row of whole processes alone, of programs that take minutes."""
+    pairs = []
+    try:
+        for k in range(repeat):
+            log.info("peers: %s, pair %d of %d", _against(peer), k + 1, repeat)
+            our_total, (n, _, total) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
+            pairs.append((n / our_total, n / total))
+    except MeasurementError as error:
+        return [failed_row(f"whole process, {_against(peer)}", error)]
+    target = find_target(peer.name, "whole process", peer.backbone)
+    return [ratio_row(f"whole process, {_against(peer)}", f"{peer.name}.py", pairs, target=target)]
+
+
+def _against(peer: Peer) -> str:
+    return f"{peer.backbone} against {peer.name}"
+
+
+def _pair(
+    peer: Peer, ours: Ours, n_images: int, *, ours_first: bool
+) -> tuple[float, tuple[int, float, float]]:
+    if ours_first:
+        seconds = ours(n_images)
+        return seconds, run_peer(peer, n_images)
+    theirs = run_peer(peer, n_images)
+    return ours(n_images), theirs
+
+
+def run_peer(peer: Peer, n_images: int) -> tuple[int, float, float]:
+    """Run a program; return its images, the seconds of its work, and those of its process.
+
+    Raises:
+        MeasurementError: it failed, or printed no rate.
+    """
+    seconds, output = run_process(
+        [
+            sys.executable, str(peer.program), "--images", str(peer.images),
+            "--backbone", peer.backbone, "--weights", peer.weights, "--limit", str(n_images),
+        ]
+    )  # fmt: skip
+    try:
+        stated = json.loads(output.strip().splitlines()[-1])
+        n_done, rate = int(stated.get("images", n_images)), float(stated["images_per_s"])
+    except (IndexError, ValueError, KeyError, TypeError, AttributeError):
+        raise MeasurementError(f"{peer.program.name} printed no JSON with images_per_s") from None
+    if not 0 < rate < float("inf") or n_done < 1:
+        raise MeasurementError(f"{peer.program.name} printed {rate} images/s of {n_done} images")
+    return n_done, n_done / rate, seconds
+
+
+def run_process(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[float, str]:
+    """Run a command in an environment without this driver's JVM; return seconds and its output.
+
+    Raises:
+        MeasurementError: it failed, or took longer than an hour; says its last line.
+    """
+    name = next((Path(part).name for part in command if part.endswith(".py")), command[0])
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, env={**_environment(), **(environment or {})}, capture_output=True, text=True,
+            check=False, timeout=LIMIT_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise MeasurementError(f"{name} took longer than {LIMIT_SECONDS:.0f} s") from None
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        raise MeasurementError(f"{name} failed with status {done.returncode}: {said[:200]}")
+    return seconds, done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return this environment without what spark-submit put into it for this driver alone."""
+    own = ("PYSPARK_GATEWAY", "PYSPARK_SUBMIT", "PYSPARK_DRIVER", "SPARK_ENV_LOADED", "_SPARK_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(own)}

@@ -1,0 +1,112 @@
+"""What a benchmark is asked for, checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_spark.backbones import BACKBONES, find_weights
+from cxr_spark.dataset.listing import walk_images
+from cxr_spark.errors import UserError, one_of
+from cxr_spark.files import check_writable
+
+# With --peers they are run whatever the sections; 'peers' alone is nothing but them.
+SECTIONS = ("engine", "extraction", "training", "reader", "grid", "peers")
+BY_DEFAULT = ("engine", "extraction", "training", "reader")
+# So many generated images: the marginal rate is that of three quarters of them.
+N_GENERATED = 1600
+IMAGE_SIZE = (224, 224)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, on which images.
+
+    Attributes:
+        images: the image root; None to generate images.
+        weights: 'imagenet', 'random', or a folder.
+        backbones: names in ``BACKBONES``.
+        limit: how many images, an even sample over the sorted paths; None for all.
+        repeat: how many times each measurement is taken.
+        peers: the folder of programs to compare with, or None.
+        out: the JSON file to write; the plot goes beside it. None to print only.
+        feature_maps: whether extraction stores feature maps.
+        sections: of ``SECTIONS``.
+    """
+
+    images: Path | None
+    weights: str
+    backbones: tuple[str, ...]
+    limit: int | None
+    repeat: int
+    peers: Path | None
+    out: Path | None
+    feature_maps: bool
+    sections: tuple[str, ...]
+
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """Return the settings that flags make; None where not given.
+
+    Raises:
+        UserError: a name is unknown, a number too small, or a folder or file missing.
+    """
+    images, peers = (None if given[k] is None else Path(given[k]) for k in ("images", "peers"))
+    for flag, folder in (("images", images), ("peers", peers)):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"Expected a folder under --{flag}. Received: {folder}")
+    if images is not None and next(walk_images(str(images)), None) is None:
+        raise UserError(
+            f"Expected at least one image under --images. Received: {images} "
+            "(0 files end in .jpeg, .jpg or .png)"
+        )
+    limit, repeat = given["limit"], 3 if given["repeat"] is None else given["repeat"]
+    if limit is not None and limit < 8:
+        raise UserError(
+            f"Expected --limit of at least 8, of which a quarter is 2. Received: {limit}"
+        )
+    if repeat < 1:
+        raise UserError(f"Expected --repeat of at least 1. Received: {repeat}")
+    backbones = tuple(given["backbones"] or ("MobileNetV3Small",))
+    weights = "random" if given["weights"] is None else given["weights"]
+    for backbone in backbones:
+        if backbone not in BACKBONES:
+            raise one_of("each of --backbones", backbone, BACKBONES)
+        if weights not in ("imagenet", "random"):
+            find_weights(backbone, weights)
+    return Settings(
+        images, weights, backbones, limit, repeat, peers, _check_out(given["out"]),
+        bool(given["feature_maps"]), _check_sections(given),
+    )  # fmt: skip
+
+
+def _check_out(out: str | None) -> Path | None:
+    if out is None:
+        return None
+    file = Path(out)
+    if file.suffix != ".json" or file.is_dir():
+        raise UserError(f"Expected --out to be a file that ends in .json. Received: {out}")
+    check_writable(file.parent, "out")
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"Expected --out in a folder that exists. Received: {out}")
+    return file
+
+
+def _check_sections(given: dict[str, Any]) -> tuple[str, ...]:
+    asked = given["sections"]
+    for name in asked or ():
+        if name not in SECTIONS:
+            raise one_of("each of --sections", name, SECTIONS)
+    if given["engine_only"]:
+        if given["peers"] is not None or (asked and list(asked) != ["engine"]):
+            raise UserError(
+                "Expected --engine-only without --peers and other --sections: it runs neither "
+                "Spark nor a JVM. Received: both"
+            )
+        return ("engine",)
+    for name in ("grid", "peers"):
+        if asked and name in asked and given["peers"] is None:
+            raise UserError(f"Expected --peers with the section {name}. Received: none")
+    return tuple(asked or BY_DEFAULT)

@@ -1,0 +1,48 @@
+"""The table of targets: how good a ratio must be to be good enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Measure = Literal["marginal", "whole process"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The smallest ratio of our rate by a program's that is good enough.
+
+    Attributes:
+        program: the file name of a peer, without .py.
+        measure: of the marginal rates or of whole processes.
+        ratio: ours by the program's.
+        backbone: the one it holds for; None for all that have no row of their own.
+    """
+
+    program: str
+    measure: Measure
+    ratio: float
+    backbone: str | None = None
+
+
+TARGETS = (
+    Target("ceiling", "marginal", 0.90),
+    Target("ceiling", "marginal", 0.95, backbone="ResNet50"),
+    Target("keras_loop", "marginal", 1.4),
+    Target("spark_recipe", "marginal", 3.3),
+    Target("spark_recipe", "whole process", 2.5),
+    Target("paper_grid", "whole process", 2.5),
+)
+
+# Of what the slower of decoding and the forward pass would let through alone, on a GPU.
+CORE_ON_GPU = 0.85
+
+
+def find_target(program: str, measure: Measure, backbone: str) -> float | None:
+    """Return the target of a program, or None where it has none."""
+    found = {
+        target.backbone: target.ratio
+        for target in TARGETS
+        if (target.program, target.measure) == (program, measure)
+    }
+    return found.get(backbone, found.get(None))

@@ -1,0 +1,28 @@
+"""Generated images are of the sizes that X-rays come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cxr_spark.benchmark.images import KINDS, ImageKind, draw_images, find_images
+from cxr_spark.images import decode_grey
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_kind_is_what_it_says(kind: ImageKind, tmp_path: Path) -> None:
+    draw_images(tmp_path, kind, 60)
+    images = find_images(tmp_path, None, kind.name)
+    assert len(set(images.paths)) == 60
+    assert len({Path(path.decode()).stat().st_ino for path in images.paths}) <= 24
+    encoded = Path(images.paths[0].decode()).read_bytes()
+    assert decode_grey(encoded).shape == (kind.height, kind.width)
+    if kind.width == 1328:
+        assert 180_000 < len(encoded) < 220_000
+
+
+def test_a_sample_is_even_over_the_sorted_paths(tmp_path: Path) -> None:
+    draw_images(tmp_path, KINDS[-1], 60)
+    everything, some = (find_images(tmp_path, limit, "x").paths for limit in (None, 6))
+    assert some == everything[::10]

@@ -1,0 +1,130 @@
+"""Pairs with programs that only pretend to work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr_spark.benchmark.ours import peer_weights
+from cxr_spark.benchmark.peers import (
+    Peer,
+    find_programs,
+    measure_peer,
+    measure_whole,
+    run_process,
+)
+from cxr_spark.benchmark.rows import MeasurementError
+from cxr_spark.benchmark.settings import Settings, read_settings
+
+START, RATE = 5.0, 100.0
+
+WORKING = """
+import argparse, json
+parser = argparse.ArgumentParser()
+for flag in ("images", "backbone", "weights"):
+    parser.add_argument("--" + flag, required=True)
+parser.add_argument("--limit", type=int, required=True)
+args = parser.parse_args()
+print("some words")
+print(json.dumps({"images_per_s": 1.0}))  # of a first part: the last line counts
+work_s = 2.0 + args.limit / 50
+print(json.dumps({"images": args.limit, "images_per_s": args.limit / work_s}))
+"""
+BROKEN = {
+    "fails": ("import sys; print('first', file=sys.stderr); sys.exit('out of luck')", "of luck"),
+    "silent": ("", "no JSON with images_per_s"),
+    "wordy": ("print('done')", "no JSON with images_per_s"),
+    "other": ("print('{\"rate\": 3}')", "no JSON with images_per_s"),
+    "zero": ("print('{\"images_per_s\": 0}')", "0.0 images/s"),
+    "nan": ("print('{\"images_per_s\": NaN}')", "nan images/s"),
+}
+
+
+def peer(folder: Path, name: str, source: str) -> Peer:
+    program = folder / f"{name}.py"
+    program.write_text(source)
+    return Peer(program, folder, "MobileNetV3Small", "random")
+
+
+def ours(n_images: int) -> float:
+    return START + n_images / RATE
+
+
+def test_pairs_give_the_marginal_rates_of_both_and_their_ratio(tmp_path: Path) -> None:
+    marginal, whole = measure_peer(peer(tmp_path, "keras_loop", WORKING), ours, 400, 3)
+    assert marginal.rate == pytest.approx(RATE)
+    assert marginal.against == pytest.approx(50.0)
+    assert marginal.ratio == pytest.approx(2.0)
+    assert (marginal.target, marginal.met, marginal.n_pairs) == (1.4, True, 3)
+    assert marginal.quartiles == pytest.approx((2.0, 2.0))
+    assert whole.rate == pytest.approx(400 / (START + 4))
+    assert whole.against is not None
+    assert whole.against > whole.rate  # the process does nothing but start
+    assert whole.target is whole.met is None
+
+
+def test_ours_and_the_peer_take_turns_in_going_first(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    program = peer(tmp_path, "spark_recipe", WORKING + f"open({str(order)!r}, 'a').write('p')\n")
+
+    def noted(n_images: int) -> float:
+        with order.open("a") as file:
+            file.write("o")
+        return ours(n_images)
+
+    measure_peer(program, noted, 400, 2)
+    assert order.read_text() == "popo" + "opop"
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_a_failing_peer_is_one_row_without_a_number(name: str, tmp_path: Path) -> None:
+    source, reason = BROKEN[name]
+    (row,) = measure_peer(peer(tmp_path, name, source), ours, 400, 3)
+    assert (row.rate, row.against, row.ratio, row.met) == (None, None, None, None)
+    assert reason in row.note
+    assert "\n" not in row.note
+
+
+def test_where_ours_fails_it_is_a_row_without_a_number_too(tmp_path: Path) -> None:
+    def failing(n_images: int) -> float:
+        return run_process([sys.executable, "-c", "raise SystemExit('no Java')"])[0]
+
+    (row,) = measure_peer(peer(tmp_path, "ceiling", WORKING), failing, 400, 1)
+    assert row.rate is row.ratio is None
+    assert "no Java" in row.note
+
+
+def test_the_grid_is_compared_by_whole_processes(tmp_path: Path) -> None:
+    (row,) = measure_whole(peer(tmp_path, "paper_grid", WORKING), ours, 400, 2)
+    assert row.rate == pytest.approx(400 / (START + 4))
+    assert (row.target, row.met) == (2.5, False)
+
+
+def test_what_is_shared_is_no_program(tmp_path: Path) -> None:
+    for name in ("common.py", "b.py", "a.py", "README.md"):
+        (tmp_path / name).touch()
+    assert [program.name for program in find_programs(tmp_path)] == ["a.py", "b.py"]
+
+
+def test_a_process_of_its_own_does_not_see_this_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    command = [sys.executable, "-c", "import os; print('PYSPARK_GATEWAY_PORT' in os.environ)"]
+    assert run_process(command)[1].strip() == "False"
+
+
+def settings(**given: object) -> Settings:
+    names = ("images", "weights", "backbones", "limit", "repeat", "peers", "out", "feature_maps",
+             "engine_only", "sections")  # fmt: skip
+    return read_settings({**dict.fromkeys(names), **given})
+
+
+def test_peers_take_a_file_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "MobileNetV3Small.weights.h5"
+    file.touch()
+    assert peer_weights(settings(), "MobileNetV3Small") == "random"
+    assert peer_weights(settings(weights=str(tmp_path)), "MobileNetV3Small") == str(file)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(MeasurementError, match="extract once"):
+        peer_weights(settings(weights="imagenet"), "MobileNetV3Small")
