@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +43,18 @@ def wait_for(port: int, seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A master and two workers of one core, each a process of its own."""
+    """A master and two workers of one core."""
     folder = tmp_path_factory.mktemp("cluster")
+    with started(folder, ["--cores", "1"], ["--cores", "1"]) as master:
+        yield master
+
+
+@contextmanager
+def started(folder: Path, *workers: list[str]) -> Iterator[str]:
+    """Yield the URL of a master that has workers with these arguments, all processes of their own.
+
+    What executors say goes to FOLDER/work-<i>.
+    """
     environment = {
         **os.environ,
         "SPARK_LOCAL_IP": "127.0.0.1",
@@ -63,9 +75,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
     try:
         wait_for(port)
-        for i in range(2):
+        for i, arguments in enumerate(workers):
             start(
-                "worker.Worker", "--cores", "1", "--memory", "1g", "--webui-port", "0",
+                "worker.Worker", *arguments, "--memory", "1g", "--webui-port", "0",
                 "--work-dir", str(folder / f"work-{i}"), master,
             )  # fmt: skip
         yield master
@@ -77,11 +89,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def extract(
-    master: str, phantoms: Path, config: Path, features: Path
+    master: str, phantoms: Path, config: Path, features: Path, *settings: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
     """Return features, manifest and the record's Spark section of an extraction on a master."""
     done = submit(
         *CORES_ARE_THERE,
+        *(part for setting in settings for part in ("--conf", setting)),
         "--conf", "spark.executor.memory=700m", "--conf", "spark.driver.host=127.0.0.1",
         "jobs/extract.py", "--config", str(config), "--images", str(phantoms),
         "--features", str(features), "--feature-maps",
@@ -117,3 +130,30 @@ def test_every_master_gives_the_same_features_and_manifest(
         pooled = np.stack(other_rows["pooled"])
         distance = np.linalg.norm(pooled - reference, axis=1) / np.linalg.norm(reference, axis=1)
         assert distance.max() <= 1e-5
+
+
+def test_each_task_computes_on_the_gpu_that_spark_gave_it(phantoms: Path, tmp_path: Path) -> None:
+    """Two pretended GPUs of one executor are two logical devices, and features are the same."""
+    discovery = tmp_path / "discover.sh"
+    discovery.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0", "1"]}\'\n')
+    discovery.chmod(0o755)
+    resources = tmp_path / "worker.conf"
+    resources.write_text(
+        "spark.worker.resource.gpu.amount 2\n"
+        f"spark.worker.resource.gpu.discoveryScript {discovery}\n"
+    )
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    with started(tmp_path, ["--cores", "2", "--properties-file", str(resources)]) as master:
+        rows, _, _ = extract(
+            master, phantoms, config, tmp_path / "on-gpus",
+            "spark.executor.cores=2", "spark.executor.resource.gpu.amount=2",
+            "spark.task.resource.gpu.amount=1", "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1",
+        )  # fmt: skip
+    expected, _, _ = extract("local[1]", phantoms, config, tmp_path / "on-a-processor")
+    assert np.allclose(np.stack(rows["pooled"]), np.stack(expected["pooled"]), rtol=1e-4, atol=0)
+    said = "".join(file.read_text() for file in (tmp_path / "work-0").rglob("stderr"))
+    for address in ("0", "1"):
+        assert f"on /CPU:{address} (GPU {address} of Spark)" in said
+    by_worker = re.findall(r"on /CPU:(\d) .*process (\d+),", said)
+    assert len(by_worker) == len(set(by_worker)), "a model was loaded twice for one address"

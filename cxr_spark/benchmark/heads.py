@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cxr_spark.benchmark.processes import Processes
 from cxr_spark.benchmark.rows import MeasurementError, Row, marginal_rate, ratio_row
 from cxr_spark.benchmark.settings import Settings
+from cxr_spark.benchmark.targets import READER, TRAINING
 from cxr_spark.config import TrainingConfig
 from cxr_spark.extraction.store import ExtractionRecord, list_extractions
 
@@ -32,12 +33,13 @@ MIN_SECONDS = 0.5
 def measure_reader(settings: Settings, features: Path) -> list[Row]:
     """Measure how fast stored features are read, against pyarrow and NumPy on the same files."""
     record = _only_record(features)
+    image_id = _image_ids(features, record)
     rows = []
     for takes in ("pooled", "feature_map") if record.feature_map_shape else ("pooled",):
         log.info("reader: %s of %s", takes, record.identity.backbone)
 
         def ours(takes: str = takes) -> None:
-            read_ours(features, record, takes)
+            read_ours(features, record, takes, image_id)
 
         def plain(takes: str = takes) -> None:
             _read_plain(features, record, takes)
@@ -49,7 +51,10 @@ def measure_reader(settings: Settings, features: Path) -> list[Row]:
             for _ in range(settings.repeat)
         ]
         what = f"reader, {takes}, {record.identity.backbone}"
-        rows.append(ratio_row(what, "pyarrow's read_table and NumPy", pairs, unit="rows/s"))
+        target = READER if takes == "pooled" else None
+        rows.append(
+            ratio_row(what, "pyarrow's read_table and NumPy", pairs, target=target, unit="rows/s")
+        )
     return rows
 
 
@@ -60,11 +65,19 @@ def _only_record(features: Path) -> ExtractionRecord:
     return records[0]
 
 
-def read_ours(features: Path, record: ExtractionRecord, takes: str) -> tuple[Any, ...]:
-    """Read an extraction as training does."""
+def read_ours(
+    features: Path, record: ExtractionRecord, takes: str, image_id: npt.NDArray[Any]
+) -> tuple[Any, ...]:
+    """Read an extraction's features as training does, each row to its place."""
     from cxr_spark.training.reader import read_inputs
 
-    return read_inputs(features, record, takes).arrays
+    return read_inputs(features, record, takes, image_id)
+
+
+def _image_ids(features: Path, record: ExtractionRecord) -> npt.NDArray[Any]:
+    from cxr_spark.training.reader import read_keys
+
+    return read_keys(features, record).image_id
 
 
 def _read_plain(features: Path, record: ExtractionRecord, takes: str) -> tuple[Any, ...]:
@@ -104,7 +117,8 @@ def measure_training(settings: Settings, folder: Path, features: Path | None) ->
         maps, scale = _generated_maps()
     else:
         record = _only_record(features)
-        maps, scale = read_ours(features, record, "feature_map")
+        image_id = _image_ids(features, record)
+        maps, scale = read_ours(features, record, "feature_map", image_id)
     np.savez(file, maps=maps, scale=scale)
     pairs = []
     for k in range(settings.repeat):
@@ -116,7 +130,11 @@ def measure_training(settings: Settings, folder: Path, features: Path | None) ->
         pairs.append((rates[0], rates[1]))
     shape = "x".join(str(side) for side in maps.shape)
     note = f"{'generated' if features is None else 'stored'} maps {shape}"
-    return [ratio_row(f"training, {HEAD}", "Keras' fit", pairs, unit="epochs/s", note=note)]
+    return [
+        ratio_row(
+            f"training, {HEAD}", "Keras' fit", pairs, target=TRAINING, unit="epochs/s", note=note
+        )
+    ]
 
 
 def _generated_maps() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
@@ -139,11 +157,14 @@ class HeadTrainer:
 
     def ours(self) -> float:
         """Train by ``train_head``."""
+        from cxr_spark.training.inputs import InMemory
         from cxr_spark.training.trainer import train_head
+
+        inputs = InMemory(self._maps, self._scale)
 
         def seconds(epochs: int) -> float:
             return train_head(
-                HEAD, (self._maps, self._scale), self._labels, self._splits, n_classes=2,
+                HEAD, inputs, self._labels, self._splits, n_classes=2,
                 training=TrainingConfig(epochs=epochs), seed=0,
             ).seconds  # fmt: skip
 

@@ -34,6 +34,10 @@ TARGETS = (
     Target("paper_grid", "whole process", 2.5),
 )
 
+# Rows a second of pooled features read, of pyarrow's and NumPy's; epochs a second, of Keras' fit.
+READER = 0.75
+TRAINING = 0.95
+
 # Of what the slower of decoding and the forward pass would let through alone, on a GPU.
 CORE_ON_GPU = 0.85
 

@@ -46,7 +46,7 @@ PREDICTION_SCHEMA = pa.schema(
 # Not compared: where results go and images lie does not make another experiment.
 _PLACES = {"name", "images", "features", "run", "feature_maps"}
 # Not stored: the extractions themselves tell it, and are compared by their digests.
-_TOLD_ELSEWHERE = {"weights", "limit", "extraction", "overwrite"}
+_TOLD_ELSEWHERE = {"weights", "precision", "limit", "extraction", "overwrite"}
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds")
 _OURS = ("experiment.json", "heads", "predictions", "results.csv", "report.html", "figures")
@@ -88,7 +88,7 @@ def check_run(run: Path, experiment: Experiment) -> None:
         return
     if experiment.overwrite:
         return
-    stated, stored = _stated(experiment), read_experiment(run)["experiment"]
+    stated, stored = _stated(experiment), _completed(read_experiment(run)["experiment"])
     compared = {*stated, *stored} - _PLACES - {*_GROWING}
     different = sorted(key for key in compared if stated.get(key) != stored.get(key))
     if different:
@@ -151,6 +151,14 @@ def _stated(experiment: Experiment) -> dict[str, Any]:
     """Return the experiment as JSON, without what the extractions themselves tell."""
     content: dict[str, Any] = json.loads(experiment.model_dump_json(exclude=_TOLD_ELSEWHERE))
     return content
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored experiment with the defaults of keys that were not there when it was made."""
+    try:
+        return _stated(Experiment.model_validate(stored))
+    except (ValueError, UserError):  # of a version whose keys are no longer known
+        return stored
 
 
 def clear_run(run: Path) -> None:

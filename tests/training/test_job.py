@@ -154,6 +154,20 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["heads"]
 
 
+def test_a_run_of_before_a_key_was_there_has_its_default(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0]))
+    file = tmp_path / "run" / "experiment.json"
+    content = json.loads(file.read_text())
+    del content["experiment"]["training"]["memory_gb"]
+    file.write_text(json.dumps(content))
+    run_train(make_experiment(tmp_path, heads=["gap"], seeds=[1]))
+    content["experiment"]["training"]["memory_gb"] = 1.0
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="differs in training"):
+        run_train(make_experiment(tmp_path, heads=["gap"], seeds=[2]))
+
+
 def test_a_damaged_record_of_a_head_is_named(tmp_path: Path) -> None:
     make_store(tmp_path / "features")
     run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0]))
