@@ -40,8 +40,15 @@ log = logging.getLogger(__name__)
 IMAGES_A_TASK = 4096
 TASKS_A_SLOT = 4
 
-# petastorm hands over a row group at a time: 32 MB are 160 feature maps of ResNet50.
-ROW_GROUP_BYTES = 32 * 2**20
+PARQUET: dict[str, str | int] = {
+    # petastorm hands over a row group at a time: 32 MB are 160 feature maps of ResNet50.
+    "parquet.block.size": 32 * 2**20,
+    # Level 3, the default, makes maps no smaller (0.65 and 0.64 of their size) in twice the time.
+    "parquet.compression.codec.zstd.level": 1,
+    # No two features are equal: to look for repeated ones is in vain.
+    "parquet.enable.dictionary#feature_map": "false",
+    "parquet.enable.dictionary#pooled.list.element": "false",
+}
 
 
 def run_pass(
@@ -131,7 +138,7 @@ def _write_features(
         rows.observe(failures, failed.alias("rows"))
         .where("error IS NULL")
         .select("fingerprint", *kept)
-        .write.option("parquet.block.size", ROW_GROUP_BYTES)
+        .write.options(**PARQUET)
         .partitionBy("fingerprint")
         .parquet(location(folder))
     )
