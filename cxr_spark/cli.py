@@ -157,7 +157,12 @@ def run_job(
         when_stopped: what Ctrl-C leaves.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # executors may share the GPU
+    # Not sys.stderr, which is set aside at moments in which TensorFlow speaks to it.
+    stream = os.fdopen(os.dup(2), "w", buffering=1)
+    logging.basicConfig(
+        level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=stream
+    )
     logging.getLogger("cxr_spark").setLevel(logging.INFO)
     logging.getLogger("petastorm").setLevel(logging.CRITICAL)
     try:

@@ -119,7 +119,7 @@ def progress(
 
 
 def _progress_line(share: float, n_images: int, seconds: float) -> str:
-    """Say what is done; the rate counts building backbones, so it tells little at first."""
+    """Say what is done; the rate counts the start of the tasks, so it tells little at first."""
     done = f"about {share * n_images:,.0f} of {n_images:,} images"
     if share < 0.25:
         return f"{done}, {seconds:.0f} s so far"

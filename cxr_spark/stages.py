@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -153,22 +155,31 @@ def _starting(
     experiment: Experiment, images: Path | None, features: Path, feature_maps: bool
 ) -> Iterator[tuple[SparkSession, Backbones]]:
     """Yield the session, and a function that waits for the backbones, which load while it opens."""
+    from cxr_spark.backbones import find_weights
     from cxr_spark.extraction.load import load_backbones
     from cxr_spark.spark import open_session
 
     check_writable(features, "features")
+    if experiment.weights not in ("imagenet", "random"):
+        for name in experiment.backbones:  # a wrong folder is told before anything starts
+            find_weights(name, experiment.weights)
     with (
         tempfile.TemporaryDirectory(prefix="cxr_spark-graphs-") as folder,
         ThreadPoolExecutor(1) as pool,
     ):
         loading: list[Future[list[LoadedBackbone]]] = []
+        stopped = Event()
 
         def load() -> list[LoadedBackbone]:
-            return list(load_backbones(experiment, images, Path(folder), feature_maps=feature_maps))
+            backbones = load_backbones(experiment, images, Path(folder), feature_maps=feature_maps)
+            return list(itertools.takewhile(lambda _: not stopped.is_set(), backbones))
 
         name = f"cxr_spark extract {experiment.name}"
-        with open_session(name, meanwhile=lambda: loading.append(pool.submit(load))) as spark:
-            yield spark, loading[0].result
+        try:
+            with open_session(name, meanwhile=lambda: loading.append(pool.submit(load))) as spark:
+                yield spark, loading[0].result
+        finally:
+            stopped.set()  # or an error, or Ctrl-C, would wait for all that are still to load
 
 
 def _extract(

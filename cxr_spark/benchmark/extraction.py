@@ -34,7 +34,7 @@ class Timed:
     Attributes:
         n_images: images found.
         total: of the whole.
-        listing: until the images were listed.
+        listing: until the images were listed and the workers warm.
         commit: from the last file of features to the end.
     """
 
@@ -145,16 +145,11 @@ def timed_extract(
         features=features,
         feature_maps=settings.feature_maps,
     )
-    listed: list[float] = []
-
-    def backbones() -> Sequence[LoadedBackbone]:
-        listed.append(time.perf_counter())  # extract() asks for them when the images are listed
-        return [backbone]
-
-    began = time.perf_counter()
-    (record,) = extract(spark, request, backbones)
+    started, began = time.time(), time.perf_counter()
+    (record,) = extract(spark, request, lambda: [backbone])
     total, now = time.perf_counter() - began, time.time()
     written = max(
         file.stat().st_mtime for file in (features / record.fingerprint).glob("*.parquet")
     )
-    return Timed(record.n_images, total, listed[0] - began, now - written)
+    listed = (features / "manifest" / "_manifest.json").stat().st_mtime
+    return Timed(record.n_images, total, listed - started, now - written)

@@ -12,6 +12,10 @@ from typing import Literal
 PRETEND = "CXR_SPARK_PRETEND_GPUS"
 
 
+class DeviceError(RuntimeError):
+    """The device that Spark gave a task cannot be used; its text says what to set or install."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A device by TensorFlow's name.
@@ -47,12 +51,12 @@ def choose_device(addresses: Sequence[str], *, one_an_executor: bool) -> Device:
         one_an_executor: whether each executor has one GPU.
 
     Raises:
-        RuntimeError: more than one GPU was given to the task.
+        DeviceError: more than one GPU was given to the task, or one of unknown index.
     """
     if not addresses:
         return CPU
     if len(addresses) > 1:
-        raise RuntimeError(
+        raise DeviceError(
             f"a task computes on one GPU and was given {', '.join(addresses)}: "
             "set spark.task.resource.gpu.amount to 1"
         )
@@ -63,4 +67,12 @@ def choose_device(addresses: Sequence[str], *, one_an_executor: bool) -> Device:
         os.environ["CUDA_VISIBLE_DEVICES"] = address
         return Device("GPU", 0, address)
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return Device("GPU", visible.index(address) if address in visible else int(address), address)
+    if address in visible:
+        return Device("GPU", visible.index(address), address)
+    if visible or not address.isdigit():
+        raise DeviceError(
+            f"expected the GPU {address} that Spark gave this task among CUDA_VISIBLE_DEVICES, "
+            f"which is {','.join(visible) or 'not set'}: "
+            "set spark.executor.resource.gpu.amount to 1"
+        )
+    return Device("GPU", int(address), address)

@@ -82,7 +82,9 @@ def _copy_weights(model: Any, network: Any) -> None:
 def compile_forward(
     model: Any, name: str, preprocessing: str, *, feature_maps: bool, precision: str = "float32"
 ) -> Forward:
-    """Return ``feature_function`` compiled for the backend and the device that Keras uses.
+    """Return ``feature_function`` compiled for the backend that Keras uses.
+
+    TensorFlow runs it on the processor, JAX and PyTorch on the device that they choose.
 
     The result takes uint8 or float32 pixels of shape (n_images, height, width, 1) and returns
     NumPy arrays. Each new number of images is compiled anew: keep to one.

@@ -6,6 +6,7 @@ To build a backbone with Keras takes a worker 1 to 15 s, to load its frozen grap
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from cxr_spark.engine.device import CPU, Device
+from cxr_spark.engine.device import CPU, Device, DeviceError
 
 if TYPE_CHECKING:
     from cxr_spark.engine.forward import Forward
@@ -63,7 +64,7 @@ def load_graph(frozen: FrozenGraph, device: Device = CPU, *, threads: int = 0) -
         threads: of one operation, for processors; 0 lets TensorFlow choose.
 
     Raises:
-        RuntimeError: TensorFlow does not see the device.
+        DeviceError: TensorFlow does not see the device.
     """
     import tensorflow as tf
 
@@ -76,13 +77,14 @@ def load_graph(frozen: FrozenGraph, device: Device = CPU, *, threads: int = 0) -
         outputs = tf.graph_util.import_graph_def(
             definition, {frozen.input_name: grey}, list(frozen.output_names), name=""
         )
-    with _quiet_start():
+    with _quiet_start() as said:
         session = v1.Session(graph=graph, config=_session_config(device, threads))
         seen = {found.name.rpartition("device:")[2] for found in session.list_devices()}
     if device.name.removeprefix("/") not in seen:
-        raise RuntimeError(
+        raise DeviceError(
             f"Spark gave this task the GPU {device.address}, and TensorFlow sees "
-            f"{', '.join(sorted(seen))}. Install tensorflow[and-cuda] and the driver on executors."
+            f"{', '.join(sorted(seen))}. Install tensorflow[and-cuda] and the driver on executors. "
+            f"TensorFlow said: {' / '.join(said[-3:]) or 'nothing'}"
         )
     # Float32 pixels are fed past the cast.
     by_dtype = {
@@ -108,20 +110,27 @@ def _session_config(device: Device, threads: int) -> Any:
         config.gpu_options.allow_growth = True
         optimizer = config.graph_options.optimizer_options
         optimizer.global_jit_level = optimizer.ON_1  # XLA; on processors it is slower
-    elif device.index:
+    else:
+        config.device_count["GPU"] = 0  # or every session would open all that it sees
         config.device_count["CPU"] = device.index + 1
     return config
 
 
 @contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Drop what TensorFlow's C++ says while a graph is made, before it obeys any log level."""
+def _quiet_start() -> Iterator[list[str]]:
+    """Keep what TensorFlow's C++ says while a graph is made, before it obeys any log level.
+
+    Yields:
+        A list that holds its lines once the block has ended.
+    """
+    said: list[str] = []
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said += file.read().decode(errors="replace").splitlines()

@@ -120,9 +120,9 @@ def run_batches(
     return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
 
-def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
-    """Yield the same items, made by another thread, ``ahead`` of them before they are asked for."""
-    made: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
+def in_background(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the same items, made by another thread: one waits and one is made meanwhile."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(1)
     stopped = threading.Event()
 
     def put(kind: str, item: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from cxr_spark.config import Experiment
@@ -82,10 +84,17 @@ def extract(
     created, accepted = not features.exists(), False
     staging = features / f"_staging-{uuid.uuid4().hex}"
     try:
+        stopped = Event()
         with ThreadPoolExecutor(1) as pool:
-            warmed = pool.submit(_warm, spark, request, load, overwrite)
-            listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
-            backbones = warmed.result()
+            try:
+                warmed = pool.submit(_warm, spark, request, load, overwrite, stopped)
+                listing = stage_listing(
+                    spark, request.experiment, request.images, staging / "manifest"
+                )
+                backbones = warmed.result()
+            except BaseException:
+                stopped.set()
+                raise
         if listing.n_images == listing.n_refused:
             raise UserError(
                 "Expected at least one image whose path the adapter recognises. "
@@ -142,8 +151,15 @@ def _warm(
     request: ExtractionRequest,
     load: Callable[[], Sequence[LoadedBackbone]],
     overwrite: bool,
+    stopped: Event,
 ) -> Sequence[LoadedBackbone]:
-    """Wait for the backbones and have the workers load those that are not in the store yet."""
+    """Wait for the backbones and have the workers load those that are not in the store yet.
+
+    Raises:
+        UserError: the device that Spark gave to tasks cannot be used.
+    """
+    from pyspark.errors import PySparkException
+
     backbones = load()
     stored = {} if overwrite else _stored(request.features)
     missing = [
@@ -151,8 +167,13 @@ def _warm(
         for backbone in backbones
         if not _serves(stored.get(backbone.identity.fingerprint), request.feature_maps)
     ]
-    if missing:
-        warm_workers(spark, missing)
+    if missing and not stopped.is_set():
+        try:
+            warm_workers(spark, missing)
+        except PySparkException as error:
+            if reason := re.search(r"DeviceError: (.*)", str(error)):
+                raise UserError(reason[1]) from error
+            raise
     return backbones
 
 

@@ -119,7 +119,7 @@ def _write_features(
         max(TASKS_A_SLOT * slots(spark, placement), math.ceil(n_usable / IMAGES_A_TASK)), n_usable
     )
     # Tasks of one size, so that no core waits for another's; what is in them follows from the
-    # manifest alone, so that batches, and with them the last digits, are the same in every run.
+    # manifest and their number, so that batches are the same in every run on as many cores.
     tasks = (
         manifest.where("error IS NULL")
         .select(*MANIFEST_COLUMNS)

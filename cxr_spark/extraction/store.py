@@ -110,6 +110,7 @@ class ExtractionRecord:
         return (
             f"{self.fingerprint} ({identity.backbone}, weights {self.weights} "
             f"{identity.weights_digest[:8]}, preprocessing {identity.preprocessing}, {size}, "
+            f"{identity.precision}, "
             f"{self.n_rows} images, {maps} feature maps)"
         )
 

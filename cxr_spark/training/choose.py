@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord, list_extractions
 from cxr_spark.training.heads import HEADS
+
+log = logging.getLogger(__name__)
 
 
 def choose_extractions(
@@ -39,6 +42,12 @@ def choose_extractions(
         for backbone in experiment.backbones
         for preprocessing in experiment.preprocessing
     }
+    for record in chosen.values():
+        if record.identity.precision != experiment.precision:
+            log.warning(
+                "precision is %s, and these features are not: %s",
+                experiment.precision, record.describe(),
+            )  # fmt: skip
     _check_same_images(features, list(chosen.values()))
     _check_same_weights(list(chosen.values()))
     _check_feature_maps(list(chosen.values()), experiment.heads)

@@ -11,12 +11,14 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.training.reader import COLUMNS, feature_shape, read_inputs, stream_inputs
 from cxr_spark.training.shuffle import rebatch, take_rows
@@ -34,9 +36,12 @@ class Inputs(Protocol):
 
     Attributes:
         shape: of one image's features: (channels,) or (height, width, channels).
+        failure: why the last batch could not be read, or None. TensorFlow, which asks for the
+            batches, only passes its text on.
     """
 
     shape: tuple[int, ...]
+    failure: Exception | None
 
     def batches(
         self,
@@ -54,6 +59,9 @@ class Inputs(Protocol):
             seed: shuffles anew in each epoch, the same way for the same seed; None keeps an order.
             keep: these batches are wanted again, in the same order.
         """
+
+    def close(self) -> None:
+        """Let go of memory and files; TensorFlow's graphs hold on to what batches came from."""
 
 
 def open_inputs(
@@ -94,8 +102,32 @@ def open_inputs(
     return Streamed(features, record, takes, image_id, shape=shape, capacity=capacity)
 
 
+@contextmanager
+def told(inputs: Inputs) -> Iterator[None]:
+    """Raise what kept batches from being read, where TensorFlow raises an error of its own.
+
+    Raises:
+        UserError: the store is damaged, or the scratch file of streamed batches has no room.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if inputs.failure is not None:
+            raise inputs.failure from None
+        if "No space left" in str(error):
+            raise UserError(
+                "Expected room for the validation batches of streamed features. "
+                f"Received: a full {tempfile.gettempdir()}. Set TMPDIR to another folder."
+            ) from error
+        raise
+
+
 class InMemory:
     """Features in arrays, of which each batch gathers its rows."""
+
+    failure: Exception | None = None
 
     def __init__(self, values: npt.NDArray[Any], scale: npt.NDArray[np.float32] | None = None):
         """Hold arrays; they are not copied, however many heads are trained on them.
@@ -135,12 +167,18 @@ class InMemory:
             positions = positions.shuffle(len(rows), seed=seed, reshuffle_each_iteration=True)
         return positions.batch(batch_size).map(gather)
 
+    def close(self) -> None:
+        """Let go of the arrays."""
+        self._arrays = []
+
     def _gather(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         return [take_rows(array, rows) for array in self._arrays]
 
 
 class Streamed:
     """Features that are read from the store whenever they are wanted, by row group."""
+
+    failure: Exception | None = None
 
     def __init__(
         self,
@@ -192,10 +230,15 @@ class Streamed:
             rng = None if seed is None else np.random.default_rng((seed, number))
             order = None if rng is None else int(rng.integers(2**31 - 1))
             groups = stream_inputs(*self._source, seed=order)
-            for batch in rebatch(
+            shuffled = rebatch(
                 groups, wanted, batch_size=batch_size, capacity=self._capacity, rng=rng
-            ):
-                yield (*batch.arrays, batch.positions)
+            )
+            try:
+                for batch in shuffled:
+                    yield (*batch.arrays, batch.positions)
+            except Exception as error:
+                self.failure = error
+                raise
 
         kinds = (tf.float16, tf.float32) if takes == "feature_map" else (tf.float32,)
         shapes = (self.shape, ())[: len(COLUMNS[takes])]
@@ -210,6 +253,10 @@ class Streamed:
         n_batches = -(-len(rows) // batch_size)
         batches = stored.map(lambda *parts: (_unscaled(*parts[:-1]), parts[-1]))
         return batches.apply(tf.data.experimental.assert_cardinality(n_batches))
+
+    def close(self) -> None:
+        """Remove the scratch file."""
+        self._scratch.cleanup()
 
 
 def _kept(stored: Any, file: Path) -> Any:

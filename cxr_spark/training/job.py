@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -20,7 +21,7 @@ from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
 from cxr_spark.training.heads import HEADS
-from cxr_spark.training.inputs import open_inputs
+from cxr_spark.training.inputs import open_inputs, told
 from cxr_spark.training.reader import ImageKeys, read_errors, read_keys
 from cxr_spark.training.run_folder import (
     Configuration,
@@ -80,26 +81,28 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
     fits = _missing(run, chosen, experiment)
     done: list[tuple[_Fit, float]] = []
     for (record, takes), same_inputs in itertools.groupby(fits, key=lambda fit: fit.inputs):
-        inputs = None  # frees the former ones before the next are read
         inputs = open_inputs(
             features, record, takes, images.image_id, memory_gb=experiment.training.memory_gb
         )
-        standardisation = standardise(inputs, assigned.splits) if experiment.standardise else None
-        for fit in same_inputs:
-            began = time.monotonic()
-            trained = train_head(
-                fit.configuration.head, inputs, assigned.labels, assigned.splits,
-                n_classes=len(assigned.task.classes), training=experiment.training, seed=fit.seed,
-                standardisation=standardisation,
-            )  # fmt: skip
-            _store(run, fit, trained, images, assigned)
-            done.append((fit, time.monotonic() - began))
-            log.info(
-                "training: %d of %d, %s in %.1f s, Keras' metric on validation %.4f, "
-                "about %.0f s left",
-                len(done), len(fits), fit.name, trained.seconds, trained.history["val_auc"][-1],
-                _seconds_left(done, fits[len(done) :]),
-            )  # fmt: skip
+        with contextlib.closing(inputs), told(inputs):
+            standardisation = (
+                standardise(inputs, assigned.splits) if experiment.standardise else None
+            )
+            for fit in same_inputs:
+                began = time.monotonic()
+                trained = train_head(
+                    fit.configuration.head, inputs, assigned.labels, assigned.splits,
+                    n_classes=len(assigned.task.classes), training=experiment.training,
+                    seed=fit.seed, standardisation=standardisation,
+                )  # fmt: skip
+                _store(run, fit, trained, images, assigned)
+                done.append((fit, time.monotonic() - began))
+                log.info(
+                    "training: %d of %d, %s in %.1f s, Keras' metric on validation %.4f, "
+                    "about %.0f s left",
+                    len(done), len(fits), fit.name, trained.seconds,
+                    trained.history["val_auc"][-1], _seconds_left(done, fits[len(done) :]),
+                )  # fmt: skip
 
 
 def _missing(

@@ -290,14 +290,14 @@ def _tables(
             num_epochs=1,
             **{"shuffle_row_groups": False, **options},
         )
-    except Exception as error:
+    except (OSError, ValueError, LookupError, RuntimeError, pa.ArrowException) as error:
         raise _unreadable(folder, error) from error
     try:
         reader._results_queue_reader = _ArrowTables()
         # It lets four row groups a worker wait; each is some 32 MB.
         reader.ventilator._max_ventilation_queue_size = 2 * options["workers_count"]
         yield from reader
-    except Exception as error:
+    except (OSError, ValueError, LookupError, RuntimeError, pa.ArrowException) as error:
         raise _unreadable(folder, error) from error
     finally:
         reader.stop()

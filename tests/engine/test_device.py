@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cxr_spark.engine.device import CPU, PRETEND, Device, choose_device
+from cxr_spark.engine.device import CPU, PRETEND, Device, DeviceError, choose_device
 
 
 def test_no_address_is_the_processor() -> None:
@@ -28,8 +28,17 @@ def test_several_gpus_are_told_apart_by_index(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
+@pytest.mark.parametrize(("visible", "address"), [("0,1", "3"), ("", "GPU-1f2e")])
+def test_a_gpu_of_unknown_index_is_refused(
+    monkeypatch: pytest.MonkeyPatch, visible: str, address: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(DeviceError, match="set spark.executor.resource.gpu.amount to 1"):
+        choose_device([address], one_an_executor=False)
+
+
 def test_two_gpus_for_one_task_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="set spark.task.resource.gpu.amount to 1"):
+    with pytest.raises(DeviceError, match="set spark.task.resource.gpu.amount to 1"):
         choose_device(["0", "1"], one_an_executor=False)
 
 

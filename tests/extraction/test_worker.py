@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cxr_spark.backbones import load_backbone
@@ -47,3 +48,10 @@ def test_a_graph_that_is_not_the_drivers_is_refused(extraction: Extraction, tmp_
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(RuntimeError, match="MobileNetV3Small that reached this executor is not"):
         worker._forward(extraction, Device("CPU"), Placement())
+
+
+def test_a_warm_worker_has_every_graph_before_its_first_image(extraction: Extraction) -> None:
+    rows = pd.DataFrame({"id": [1]})
+    (passed,) = worker.make_warmer([extraction], Placement())([rows])
+    assert passed is rows
+    assert list(worker._forwards) == [(extraction.graph_file, Device("CPU"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord, Identity, commit
 from cxr_spark.stages import run_report, run_train
 from cxr_spark.training.choose import choose_extractions
+from cxr_spark.training.inputs import open_inputs
 from cxr_spark.training.run_folder import PREDICTION_SCHEMA, read_experiment
 
 N = 120
@@ -166,6 +168,43 @@ def test_a_run_of_before_a_key_was_there_has_its_default(tmp_path: Path) -> None
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="differs in training"):
         run_train(make_experiment(tmp_path, heads=["gap"], seeds=[2]))
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 1e-7], ids=["in memory", "streamed"])
+def test_damaged_features_are_told_however_they_are_read(tmp_path: Path, memory_gb: float) -> None:
+    record = make_store(tmp_path / "features")
+    (file,) = (tmp_path / "features" / record.fingerprint).glob("*.parquet")
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    (pooled,) = (
+        column
+        for column in map(group.column, range(group.num_columns))
+        if column.path_in_schema.startswith("pooled")
+    )
+    content = bytearray(file.read_bytes())
+    start = pooled.dictionary_page_offset or pooled.data_page_offset
+    content[start : start + 30] = b"\xff" * 30
+    file.write_bytes(content)
+    training = {"epochs": 1, "memory_gb": memory_gb}
+    with pytest.raises(UserError, match="Expected Parquet that petastorm can read"):
+        run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0], training=training))
+
+
+def test_inputs_are_freed_before_the_next_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    opened: list[weakref.ref[object]] = []
+
+    def watched(*arguments: object, **options: object) -> object:
+        alive.append(sum(array() is not None for array in opened))
+        inputs = open_inputs(*arguments, **options)  # type: ignore[arg-type]
+        opened.append(weakref.ref(inputs._arrays[0]))  # type: ignore[attr-defined]
+        return inputs
+
+    monkeypatch.setattr("cxr_spark.training.job.open_inputs", watched)
+    make_store(tmp_path / "features")
+    run_train(make_experiment(tmp_path, seeds=[0]))
+    assert alive == [0, 0]
 
 
 def test_a_damaged_record_of_a_head_is_named(tmp_path: Path) -> None:
