@@ -113,11 +113,6 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("grid", ["--images", "{images}", "--seeds", "a,b"], "whole numbers separated by commas"),
         ("grid", ["--images", "{images}", "--limit", "3"], "images of every class in every split"),
         ("grid", ["--images", "{images}", "--weights", "{tmp}/empty"], "MobileNetV3Small.weights"),
-        (
-            "grid",
-            ["--images", "{images}", "--weights", "{weights}", *ONLY_RESNET],
-            "does not fit: it lacks layers",
-        ),
         ("grid", ["--images", "{images}", "--features", "{tmp}/flat/a.jpeg"], "is a file"),
         ("grid", ["--images", "{images}", "--features", "{tmp}/a[1]"], "has . ."),
         ("grid", ["--images", "{images}", "--features", ""], "valid --features.*1 character"),
@@ -135,20 +130,34 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     message: str,
     tmp_path: Path,
     phantoms: Path,
-    other_weights: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.jpeg").touch()
     before = sorted(tmp_path.rglob("*"))
     run = ["--run", str(tmp_path / "run")] if job == "grid" else []
-    given = [a.format(tmp=tmp_path, images=phantoms, weights=other_weights) for a in arguments]
+    given = [a.format(tmp=tmp_path, images=phantoms) for a in arguments]
     done = python(job, "--config", "conf/demo.yaml", *run, *given)
     assert done.returncode == 2
     assert done.stderr.startswith(f"{job}.py: error: ")
     assert done.stderr.count("\n") == 1
     assert re.search(message, done.stderr)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_do_not_fit_are_told_while_spark_starts_and_nothing_is_written(
+    tmp_path: Path, phantoms: Path, other_weights: Path
+) -> None:
+    done = python(
+        "grid", "--config", "conf/demo.yaml", "--run", str(tmp_path / "run"),
+        "--images", str(phantoms), "--weights", str(other_weights), *ONLY_RESNET,
+    )  # fmt: skip
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]  # after the JVM's own
+    assert last.startswith("grid.py: error: ")
+    assert "does not fit: it lacks layers" in last
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_report_of_no_run_is_refused(tmp_path: Path) -> None:
