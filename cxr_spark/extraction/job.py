@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 from cxr_spark.config import Experiment
@@ -19,7 +18,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import Failure, account_errors
 from cxr_spark.extraction.listing import accept_listing, stage_listing
 from cxr_spark.extraction.load import LoadedBackbone
-from cxr_spark.extraction.one_pass import run_pass, warm_workers
+from cxr_spark.extraction.one_pass import run_pass, ship, warm_workers
 from cxr_spark.extraction.store import (
     ExtractionRecord,
     Listing,
@@ -29,6 +28,7 @@ from cxr_spark.extraction.store import (
     read_record,
     write_record,
 )
+from cxr_spark.extraction.worker import Extraction
 from cxr_spark.files import location
 from cxr_spark.spark import describe_session
 
@@ -84,17 +84,14 @@ def extract(
     created, accepted = not features.exists(), False
     staging = features / f"_staging-{uuid.uuid4().hex}"
     try:
-        stopped = Event()
+        backbones = load()
+        missing = backbones if overwrite else _missing(request, backbones)
+        # Before a job runs: one that starts meanwhile could find a file that is half there.
+        extractions = ship(spark, missing)
         with ThreadPoolExecutor(1) as pool:
-            try:
-                warmed = pool.submit(_warm, spark, request, load, overwrite, stopped)
-                listing = stage_listing(
-                    spark, request.experiment, request.images, staging / "manifest"
-                )
-                backbones = warmed.result()
-            except BaseException:
-                stopped.set()
-                raise
+            warmed = pool.submit(_warm, spark, extractions)
+            listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
+            warmed.result()
         if listing.n_images == listing.n_refused:
             raise UserError(
                 "Expected at least one image whose path the adapter recognises. "
@@ -104,12 +101,7 @@ def extract(
             clear_store(features, listing, [b.identity.fingerprint for b in backbones])
         accept_listing(features, staging / "manifest", listing)
         accepted = True
-        stored = _stored(features)
-        todo = [
-            backbone
-            for backbone in backbones
-            if not _serves(stored.get(backbone.identity.fingerprint), request.feature_maps)
-        ]
+        todo = _missing(request, backbones)
         for backbone in backbones:
             state = "to be computed" if backbone in todo else "already in the store"
             log.info(
@@ -146,44 +138,34 @@ def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> Extracti
     return record
 
 
-def _warm(
-    spark: SparkSession,
-    request: ExtractionRequest,
-    load: Callable[[], Sequence[LoadedBackbone]],
-    overwrite: bool,
-    stopped: Event,
-) -> Sequence[LoadedBackbone]:
-    """Wait for the backbones and have the workers load those that are not in the store yet.
+def _warm(spark: SparkSession, extractions: list[Extraction]) -> None:
+    """Have the workers load what is to be computed.
 
     Raises:
         UserError: the device that Spark gave to tasks cannot be used.
     """
     from pyspark.errors import PySparkException
 
-    backbones = load()
-    stored = {} if overwrite else _stored(request.features)
-    missing = [
-        backbone
-        for backbone in backbones
-        if not _serves(stored.get(backbone.identity.fingerprint), request.feature_maps)
-    ]
-    if missing and not stopped.is_set():
-        try:
-            warm_workers(spark, missing)
-        except PySparkException as error:
-            if reason := re.search(r"DeviceError: (.*)", str(error)):
-                raise UserError(reason[1]) from error
-            raise
-    return backbones
+    if not extractions:
+        return
+    try:
+        warm_workers(spark, extractions)
+    except PySparkException as error:
+        if reason := re.search(r"DeviceError: (.*)", str(error)):
+            raise UserError(reason[1]) from error
+        raise
 
 
-def _stored(features: Path) -> dict[str, ExtractionRecord]:
-    return {record.fingerprint: record for record in list_extractions(features)}
-
-
-def _serves(record: ExtractionRecord | None, feature_maps: bool) -> bool:
-    """Return whether a stored extraction holds all that is asked for."""
-    return record is not None and (record.feature_map_shape is not None or not feature_maps)
+def _missing(
+    request: ExtractionRequest, backbones: Sequence[LoadedBackbone]
+) -> list[LoadedBackbone]:
+    """Return the backbones of which the store does not hold all that is asked for."""
+    serving = {
+        record.fingerprint
+        for record in list_extractions(request.features)
+        if record.feature_map_shape is not None or not request.feature_maps
+    }
+    return [backbone for backbone in backbones if backbone.identity.fingerprint not in serving]
 
 
 def _commit(

@@ -94,10 +94,10 @@ def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extra
     ]
 
 
-def warm_workers(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> None:
+def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
     """Have the workers load the graphs: to import TensorFlow alone takes one three seconds."""
     placement = placement_of(spark)
-    warmer = make_warmer(ship(spark, backbones), placement)
+    warmer = make_warmer(extractions, placement)
     n_slots = slots(spark, placement)
     spark.range(0, n_slots, 1, n_slots).mapInPandas(warmer, "id bigint").count()
 
