@@ -17,18 +17,17 @@ from cxr_spark.benchmark.machine import choose_backend
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.engine.device import CPU, Device
 from cxr_spark.engine.forward import (
+    IMAGES_COMPARED,
     Forward,
     compile_forward,
-    feature_function,
     precision_loss,
 )
-from cxr_spark.engine.pipeline import prepare_groups, read_file, run_batches
+from cxr_spark.engine.pipeline import BATCH_SIZE, prepare_groups, read_file, run_batches
+from cxr_spark.extraction.store import stored_features
 
-# Images a batch, as extraction has them, and images a group: what a processor's thread decodes
-# before it computes, and what a GPU's threads decode ahead.
-BATCH_SIZE = {"CPU": 16, "GPU": 128}
+# Images a group: what a processor's thread decodes before it computes, and what a GPU's threads
+# decode ahead.
 GROUP_SIZE = {"CPU": 32, "GPU": 256}
-N_COMPARED = 16
 
 
 class EngineWorker:
@@ -84,20 +83,16 @@ class EngineWorker:
         self._forward = compiled(precision)
         if precision == "float32":
             return 0.0
-        grey = np.stack(self._pixels[:N_COMPARED]).astype(np.float32)[..., None]
+        grey = np.stack(self._pixels[:IMAGES_COMPARED]).astype(np.float32)[..., None]
         return precision_loss(compiled("float32"), self._forward, grey)
 
     def _compile(self, model: Any, backbone: str, precision: str, maps: bool) -> Forward:
-        if self._backend != "tensorflow":
-            return compile_forward(model, backbone, "none", feature_maps=maps, precision=precision)
-        from cxr_spark.engine.frozen import freeze, load_graph
-
-        _, features = feature_function(
-            model, backbone, "none", feature_maps=maps, precision=precision
-        )
         device = CPU if self._kind == "CPU" else Device("GPU")
         threads = self._threads if device is CPU else 0
-        return load_graph(freeze(features, self._image_size), device, threads=threads)
+        return compile_forward(
+            model, backbone, "none", feature_maps=maps, precision=precision, device=device,
+            threads=threads,
+        )  # fmt: skip
 
     def read(self, seconds: float) -> tuple[int, float]:
         """Read files."""
@@ -181,8 +176,4 @@ def _write(outputs: tuple[npt.NDArray[Any], ...], file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {"pooled": list(outputs[0])}
-    if len(outputs) > 1:
-        columns["feature_map"] = [feature_map.tobytes() for feature_map in outputs[1]]
-        columns["feature_map_scale"] = outputs[2]
-    pq.write_table(pa.table(columns), file, compression="zstd")
+    pq.write_table(pa.table(stored_features(outputs)), file, compression="zstd")

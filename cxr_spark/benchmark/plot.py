@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cxr_spark.benchmark.rows import Row
+from cxr_spark.report.style import COLOURS, STYLE
 
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.axisbelow": True,
-}
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#888888"
+_STYLE = {**STYLE, "axes.grid": False}
+_BLUE, _ORANGE, *_ = COLOURS
+_GREY = "#888888"
 _WIDTH_INCHES, _DPI = 8.0, 100
 
 

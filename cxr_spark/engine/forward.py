@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.backbones import build_backbone, preprocess
+from cxr_spark.engine.device import CPU, Device
 
 # From uint8 or float32 of shape (n_images, height, width, 1) in [0, 255] to the arrays that
 # ``feature_function`` names.
 Forward = Callable[[npt.NDArray[Any]], tuple[npt.NDArray[Any], ...]]
 
+# A lower precision is compared with float32 on so many images.
+IMAGES_COMPARED = 16
 # Above this relative L2 distance from float32, features of a lower precision are not used.
 MAX_PRECISION_LOSS = 1e-2
 
@@ -80,11 +83,19 @@ def _copy_weights(model: Any, network: Any) -> None:
 
 
 def compile_forward(
-    model: Any, name: str, preprocessing: str, *, feature_maps: bool, precision: str = "float32"
+    model: Any,
+    name: str,
+    preprocessing: str,
+    *,
+    feature_maps: bool,
+    precision: str = "float32",
+    device: Device = CPU,
+    threads: int = 0,
 ) -> Forward:
     """Return ``feature_function`` compiled for the backend that Keras uses.
 
-    TensorFlow runs it on the processor, JAX and PyTorch on the device that they choose.
+    TensorFlow runs it on ``device`` with ``threads``, as ``load_graph`` does; JAX and PyTorch
+    choose the device themselves.
 
     The result takes uint8 or float32 pixels of shape (n_images, height, width, 1) and returns
     NumPy arrays. Each new number of images is compiled anew: keep to one.
@@ -98,7 +109,7 @@ def compile_forward(
     if backend == "tensorflow":
         from cxr_spark.engine.frozen import freeze, load_graph
 
-        return load_graph(freeze(features, model.input_shape[1:3]))
+        return load_graph(freeze(features, model.input_shape[1:3]), device, threads=threads)
     if backend == "jax":
         return _compile_jax(network, features)
     if backend == "torch":

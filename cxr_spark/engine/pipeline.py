@@ -19,6 +19,9 @@ import numpy.typing as npt
 from cxr_spark.engine.forward import Forward
 from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
 
+# Images a batch. On processors 16 are faster than 64; GPUs want more.
+BATCH_SIZE = {"CPU": 16, "GPU": 128}
+
 Item = TypeVar("Item")
 Group = TypeVar("Group")
 

@@ -18,6 +18,7 @@ from cxr_spark.backbones import BACKBONES, load_backbone, weights_digest
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.listing import uri_to_path, walk_images
 from cxr_spark.engine.forward import (
+    IMAGES_COMPARED,
     MAX_PRECISION_LOSS,
     compile_forward,
     feature_function,
@@ -29,9 +30,6 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import Identity
 
 log = logging.getLogger(__name__)
-
-# A lower precision is compared with float32 on so many images.
-IMAGES_COMPARED = 16
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from cxr_spark.errors import UserError
 from cxr_spark.files import write_json
 
@@ -45,6 +47,16 @@ ERROR_COLUMNS = {
 def schema(columns: dict[str, str]) -> str:
     """Return a table of columns as the DDL string that Spark takes."""
     return ", ".join(f"{name} {kind}" for name, kind in columns.items())
+
+
+def stored_features(outputs: tuple[npt.NDArray[Any], ...]) -> dict[str, Any]:
+    """Return the feature columns of a table, made of what a backbone's forward function returns."""
+    columns: dict[str, Any] = {"pooled": list(outputs[0])}
+    if len(outputs) > 1:
+        _, feature_maps, scales = outputs
+        columns["feature_map"] = [feature_map.tobytes() for feature_map in feature_maps]
+        columns["feature_map_scale"] = scales
+    return columns
 
 
 @dataclass(frozen=True)

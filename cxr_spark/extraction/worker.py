@@ -18,22 +18,26 @@ import pandas as pd
 
 from cxr_spark.dataset.listing import uri_to_path
 from cxr_spark.engine.device import Device, choose_device
-from cxr_spark.engine.pipeline import PreparedImage, in_background, prepare_groups, run_batches
+from cxr_spark.engine.pipeline import (
+    BATCH_SIZE,
+    PreparedImage,
+    in_background,
+    prepare_groups,
+    run_batches,
+)
 from cxr_spark.extraction.store import (
     ERROR_COLUMNS,
     FEATURE_COLUMNS,
     FEATURE_MAP_COLUMNS,
     MANIFEST_COLUMNS,
     Identity,
+    stored_features,
 )
 
 if TYPE_CHECKING:
     from cxr_spark.engine.forward import Forward
 
 log = logging.getLogger(__name__)
-
-# Images a batch. On processors 16 are faster than 64; GPUs want more.
-BATCH_SIZE = {"CPU": 16, "GPU": 128}
 
 Extractor = Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]
 
@@ -139,7 +143,7 @@ def _extract(
         for extraction, forward in zip(extractions, forwards, strict=True):
             outputs = run_batches(forward, pixels, BATCH_SIZE[device.kind])
             yield usable.assign(
-                fingerprint=extraction.identity.fingerprint, **_feature_columns(outputs)
+                fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
             ).reindex(columns=columns)
 
 
@@ -156,15 +160,6 @@ def _divide(
     failed = told["error"].notna().to_numpy()
     usable = told[~failed].drop(columns=["stage", "error"])
     return usable, [image.pixels for image in images if image.pixels is not None], told[failed]
-
-
-def _feature_columns(outputs: tuple[npt.NDArray[Any], ...]) -> dict[str, Any]:
-    columns: dict[str, Any] = {"pooled": list(outputs[0])}
-    if len(outputs) > 1:
-        _, feature_maps, scales = outputs
-        columns["feature_map"] = [feature_map.tobytes() for feature_map in feature_maps]
-        columns["feature_map_scale"] = scales
-    return columns
 
 
 def _device(placement: Placement) -> Device:

@@ -11,23 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cxr_spark.report.style import COLOURS, STYLE
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Okabe and Ito's palette, which people with colour blindness tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "svg.hashsalt": "cxr_spark",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Curve:
 
 def head_colours(heads: Sequence[str]) -> dict[str, str]:
     """Return the colour of each head, by its place among the experiment's heads."""
-    return {head: _COLOURS[i % len(_COLOURS)] for i, head in enumerate(heads)}
+    return {head: COLOURS[i % len(COLOURS)] for i, head in enumerate(heads)}
 
 
 def auc_bars(summary: pd.DataFrame, colours: dict[str, str], notice: str) -> Picture:
@@ -163,7 +150,7 @@ def _figure(width: float, height: float, notice: str) -> tuple[Figure, Any]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
     if notice:  # a small figure has room for the word alone
@@ -190,6 +177,6 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
     import matplotlib as mpl
 
     file = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return Picture(name, alt, file.getvalue())
