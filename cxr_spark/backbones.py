@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,23 @@ def find_weights(name: str, weights: str) -> Path:
     raise UserError(
         f"Expected --weights to be {known} that holds {' or '.join(names)}. Received: {weights}"
     )
+
+
+def weights_file(name: str, weights: str) -> Path | None:
+    """Return the file that weights come from: for 'imagenet' Keras' download, None before it.
+
+    Raises:
+        UserError: as for ``find_weights``.
+    """
+    if weights != "imagenet":
+        return find_weights(name, weights)
+    file = keras_home() / "models" / BACKBONES[name].keras_file
+    return file if file.is_file() else None
+
+
+def keras_home() -> Path:
+    """Return the folder in which Keras keeps its downloads."""
+    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
 
 
 def _load_weights(model: Any, name: str, file: Path) -> None:

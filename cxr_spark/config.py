@@ -14,6 +14,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class _Section(BaseModel):
@@ -76,7 +77,7 @@ class Experiment(_Section):
     weights: Text = "imagenet"
     preprocessing: Annotated[list[Literal["none", "keras"]], Field(min_length=1)] = ["none"]
     image_size: tuple[Count, Count] = (224, 224)
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     feature_maps: bool = False
     extraction: list[str] = []
     heads: Annotated[list[str], Field(min_length=1)] = ["gap", "fc1024"]

@@ -48,10 +48,14 @@ def check_writable(folder: Path, flag: str) -> None:
         )
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON whole or not at all: beside first, then in its place."""
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside first, then in its place."""
     beside = file.with_name(f"_{file.name}.{os.getpid()}")
-    beside.write_text(
-        json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
-    )
+    beside.write_bytes(content)
     beside.replace(file)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+    write_bytes(file, text.encode())

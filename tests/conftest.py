@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.phantoms import draw_phantoms
+
+# Graphs that these tests keep are theirs alone, and shared by their jobs.
+_cache = tempfile.TemporaryDirectory(prefix="cxr_spark-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -34,14 +34,14 @@ def submit(*arguments: str, master: str = "local[2]") -> subprocess.CompletedPro
     return subprocess.run(
         [
             Path(sys.executable).parent / "spark-submit",
-            "--master", master, "--conf", "spark.ui.enabled=false", "--driver-memory", "2g",
+            "--properties-file", ROOT / "conf" / "spark-local.conf",
+            "--master", master, "--driver-memory", "2g",
             *arguments,
         ],
         cwd=ROOT,
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "SPARK_CONF_DIR": str(ROOT / "conf"),
             "PYSPARK_PYTHON": sys.executable,
         },
         capture_output=True,

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr_spark.backbones import BACKBONES, find_weights
+from cxr_spark.backbones import BACKBONES, keras_home, weights_file
 from cxr_spark.benchmark.peers import run_process
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
-from cxr_spark.errors import UserError
 
 # What an application has for itself; the next one makes its own.
 _OWN = ("spark.app.", "spark.submit.", "spark.pyspark.", "spark.jars", "spark.files")
@@ -85,16 +84,13 @@ def peer_weights(settings: Settings, backbone: str) -> str:
     """
     if settings.weights == "random":
         return "random"
-    if settings.weights != "imagenet":
-        return str(find_weights(backbone, settings.weights))
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    try:
-        return str(find_weights(backbone, str(home / "models")))
-    except UserError:
+    file = weights_file(backbone, settings.weights)
+    if file is None:
         raise MeasurementError(
-            f"peers take a weights file, and {BACKBONES[backbone].keras_file} is not in {home}: "
-            "extract once with --weights imagenet, or give --weights DIR"
-        ) from None
+            f"peers take a weights file, and {BACKBONES[backbone].keras_file} is not in "
+            f"{keras_home()}: extract once with --weights imagenet, or give --weights DIR"
+        )
+    return str(file)
 
 
 def _spark_submit() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from cxr_spark.extraction.store import ERROR_COLUMNS, schema
 
 if TYPE_CHECKING:
@@ -29,9 +31,16 @@ def account_errors(
     """
     from pyspark.sql import functions as F  # noqa: N812
 
+    # As Arrow: of Python's rows Spark would make its own in a Python worker, started for it.
+    columns = zip(*failures, strict=True) if failures else [()] * len(ERROR_COLUMNS)
+    kinds = [pa.int64() if name == "length" else pa.string() for name in ERROR_COLUMNS]
+    table = pa.table(
+        [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)],
+        names=list(ERROR_COLUMNS),
+    )
     missing = manifest.join(rows.select("image_id"), "image_id", "left_anti")
     reported = (
-        spark.createDataFrame(failures, schema(ERROR_COLUMNS))
+        spark.createDataFrame(table, schema(ERROR_COLUMNS))
         .dropDuplicates(["image_id"])
         .select("image_id", "stage", F.col("error").alias("reported"))
     )

@@ -20,12 +20,15 @@ from cxr_spark.extraction.listing import accept_listing, stage_listing
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.one_pass import run_pass, ship, warm_workers
 from cxr_spark.extraction.store import (
+    LISTING_COLUMNS,
+    MANIFEST_COLUMNS,
     ExtractionRecord,
     Listing,
     clear_store,
     commit,
     list_extractions,
     read_record,
+    schema,
     write_record,
 )
 from cxr_spark.extraction.worker import Extraction
@@ -33,7 +36,7 @@ from cxr_spark.files import location
 from cxr_spark.spark import describe_session
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ def extract(
                 state,
             )
         if todo:
-            manifest = spark.read.parquet(location(features / "manifest"))
+            manifest = _read(spark, features / "manifest", LISTING_COLUMNS)
             failures = run_pass(
                 spark, manifest, listing, todo, staging / "features",
                 feature_maps=request.feature_maps,
@@ -168,6 +171,11 @@ def _missing(
     return [backbone for backbone in backbones if backbone.identity.fingerprint not in serving]
 
 
+def _read(spark: SparkSession, folder: Path, columns: dict[str, str]) -> DataFrame:
+    """Return stored columns; to have Spark look for their types would take it a job."""
+    return spark.read.schema(schema(columns)).parquet(location(folder))
+
+
 def _commit(
     spark: SparkSession,
     request: ExtractionRequest,
@@ -177,6 +185,9 @@ def _commit(
     staging: Path,
 ) -> None:
     """Account for every image of one backbone's extraction and move it into its place."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F  # noqa: N812
+
     identity = backbone.identity
     staged = staging / "features" / f"fingerprint={identity.fingerprint}"
     staged_errors = staging / "errors" / f"fingerprint={identity.fingerprint}"
@@ -186,17 +197,19 @@ def _commit(
             f"Expected at least one image that can be used. Received: {listing.n_images} images, "
             f"all with errors ({reasons})"
         )
-    manifest = spark.read.parquet(location(request.features / "manifest"))
-    rows = spark.read.parquet(location(staged))
+    manifest = _read(spark, request.features / "manifest", LISTING_COLUMNS)
+    rows = _read(spark, staged, MANIFEST_COLUMNS)
     errors = account_errors(spark, manifest, rows, failures)
-    errors.coalesce(1).write.parquet(location(staged_errors))
+    written = Observation("errors")
+    counted = errors.observe(written, F.count("*").alias("n_errors"))
+    counted.coalesce(1).write.parquet(location(staged_errors))
     record = ExtractionRecord(
         identity=identity,
         weights=backbone.weights,
-        feature_map_shape=backbone.feature_map_shape if request.feature_maps else None,
+        feature_map_shape=backbone.graph.feature_map_shape if request.feature_maps else None,
         n_images=listing.n_images,
         n_rows=rows.count(),
-        n_errors=spark.read.parquet(location(staged_errors)).count(),
+        n_errors=written.get["n_errors"],
         listing_digest=listing.digest,
         limit=listing.limit,
         demonstration=request.demonstration,

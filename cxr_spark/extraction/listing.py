@@ -10,7 +10,7 @@ from cxr_spark.config import Experiment
 from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import (
-    MANIFEST_COLUMNS,
+    LISTING_COLUMNS,
     Listing,
     read_listing_record,
     write_listing_record,
@@ -20,7 +20,7 @@ from cxr_spark.files import location
 log = logging.getLogger(__name__)
 
 # What makes two listings the same: not where the images lie, but what their paths say of them.
-DIGESTED = [*(name for name in MANIFEST_COLUMNS if name != "path"), "error"]
+DIGESTED = [name for name in LISTING_COLUMNS if name != "path"]
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -37,6 +37,7 @@ def stage_listing(
         images: the image root.
         folder: a new folder.
     """
+    from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
     dataset = experiment.dataset
@@ -49,17 +50,18 @@ def stage_listing(
         else:
             limit = None
     log.info("listing the images under %s", images)
-    found.select(*MANIFEST_COLUMNS, "error").write.parquet(location(folder))
-    row = (
-        spark.read.parquet(location(folder))
-        .agg(
+    written = Observation("listing")
+    (
+        found.select(*LISTING_COLUMNS)
+        .observe(
+            written,
             F.count("*").alias("n_images"),
             F.count("error").alias("n_refused"),
             F.bit_xor(F.xxhash64(*DIGESTED)).alias("digest"),
         )
-        .first()
+        .write.parquet(location(folder))
     )
-    assert row is not None  # an aggregate without groups has one row
+    row = written.get
     return Listing(row["n_images"], row["n_refused"], f"{row['digest'] & (2**64 - 1):016x}", limit)
 
 

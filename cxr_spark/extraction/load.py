@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.backbones import BACKBONES, load_backbone, weights_digest
-from cxr_spark.config import Experiment
+from cxr_spark.config import Experiment, Precision
 from cxr_spark.dataset.listing import uri_to_path, walk_images
 from cxr_spark.engine.forward import (
     IMAGES_COMPARED,
@@ -24,9 +23,16 @@ from cxr_spark.engine.forward import (
     feature_function,
     precision_loss,
 )
-from cxr_spark.engine.frozen import FrozenGraph, freeze
+from cxr_spark.engine.frozen import freeze
 from cxr_spark.engine.pipeline import prepare
 from cxr_spark.errors import UserError
+from cxr_spark.extraction.graphs import (
+    GraphFile,
+    cache_folder,
+    find_graph,
+    graph_key,
+    write_graph,
+)
 from cxr_spark.extraction.store import Identity
 
 log = logging.getLogger(__name__)
@@ -39,18 +45,12 @@ class LoadedBackbone:
     Attributes:
         identity: what its features will be known by.
         weights: 'imagenet', 'random', or 'folder' and the name of the weights folder.
-        graph_path: the serialised graph to send, its SHA-256 in its name.
-        input_name: of the graph's tensors, as in ``FrozenGraph``.
-        output_names: likewise.
-        feature_map_shape: (height, width, channels) of its maps.
+        graph: the file to send.
     """
 
     identity: Identity
     weights: str
-    graph_path: Path
-    input_name: str
-    output_names: tuple[str, ...]
-    feature_map_shape: tuple[int, int, int]
+    graph: GraphFile
 
 
 def load_backbones(
@@ -58,10 +58,13 @@ def load_backbones(
 ) -> Iterator[LoadedBackbone]:
     """Load the weights of every backbone once, on the driver, and freeze what executors are sent.
 
+    Graphs in float32 are kept between runs (``graphs.cache_folder``), and found again where weights
+    and all else that they are made of are the same.
+
     Args:
         experiment: names backbones, preprocessing, image size, precision and weights.
         images: the image root; a precision below float32 is compared with it on the first images.
-        folder: where the graphs are written.
+        folder: where graphs are written that are not kept.
         feature_maps: whether the graphs return maps as well.
 
     Yields:
@@ -70,46 +73,74 @@ def load_backbones(
     Raises:
         UserError: weights are missing, cannot be downloaded or belong to another backbone.
     """
-    weights = experiment.weights
-    label = (
-        weights if weights in ("imagenet", "random") else f"folder {Path(weights).resolve().name}"
-    )
     for name in experiment.backbones:
         began = time.monotonic()
-        model = load_backbone(name, experiment.image_size, experiment.weights)
-        digest = weights_digest(model)
+        model = None
         for preprocessing in experiment.preprocessing:
             _warn_of_pixels(name, preprocessing)
-            precision = _precision(experiment, model, name, preprocessing, images)
+            wanted = _Wanted(experiment, name, preprocessing, feature_maps)
+            graph, precision = wanted.find(), experiment.precision
+            if graph is None:
+                model = model or load_backbone(name, experiment.image_size, experiment.weights)
+                precision = _precision(experiment, model, name, preprocessing, images)
+                graph = wanted.freeze(model, precision, folder)
+            digest = graph.weights_digest
             identity = Identity(
                 name, digest, preprocessing, experiment.image_size, precision=precision
             )
-            _, features = feature_function(
-                model, name, preprocessing, feature_maps=feature_maps, precision=precision
-            )
-            graph = freeze(features, experiment.image_size)
-            yield LoadedBackbone(
-                identity,
-                label,
-                _write_graph(graph, name, folder),
-                graph.input_name,
-                graph.output_names,
-                tuple(model.output_shape[1:]),
-            )
+            yield LoadedBackbone(identity, _label(experiment.weights), graph)
         log.info(
-            "%s: weights loaded in %.1f s, digest %s", name, time.monotonic() - began, digest[:16]
-        )
+            "%s: weights %s in %.1f s, digest %s",
+            name, "loaded" if model else "found frozen", time.monotonic() - began, digest[:16],
+        )  # fmt: skip
 
 
-def _write_graph(graph: FrozenGraph, name: str, folder: Path) -> Path:
-    path = folder / f"{name}-{hashlib.sha256(graph.graph).hexdigest()}.pb"
-    path.write_bytes(graph.graph)
-    return path
+@dataclass(frozen=True)
+class _Wanted:
+    """A graph that an experiment needs."""
+
+    experiment: Experiment
+    name: str
+    preprocessing: str
+    feature_maps: bool
+
+    def find(self) -> GraphFile | None:
+        """Return it where an earlier run has kept it."""
+        cache, key = cache_folder(), self._key()
+        return find_graph(cache, key) if cache and key else None
+
+    def freeze(self, model: Any, precision: Precision, folder: Path) -> GraphFile:
+        """Make it of a model, and keep it, or leave it in ``folder`` where it cannot be kept."""
+        _, features = feature_function(
+            model, self.name, self.preprocessing,
+            feature_maps=self.feature_maps, precision=precision,
+        )  # fmt: skip
+        cache, key = cache_folder(), self._key()
+        return write_graph(
+            cache if cache and key else folder, key, self.name,
+            freeze(features, self.experiment.image_size),
+            weights_digest(model), tuple(model.output_shape[1:]),
+        )  # fmt: skip
+
+    def _key(self) -> str | None:
+        """Return what it is kept under; None for a precision, which depends on the images."""
+        asked = self.experiment
+        if asked.precision != "float32":
+            return None
+        return graph_key(
+            self.name, asked.weights, self.preprocessing, asked.image_size,
+            feature_maps=self.feature_maps,
+        )  # fmt: skip
+
+
+def _label(weights: str) -> str:
+    known = weights in ("imagenet", "random")
+    return weights if known else f"folder {Path(weights).resolve().name}"
 
 
 def _precision(
     experiment: Experiment, model: Any, name: str, preprocessing: str, images: Path | None
-) -> str:
+) -> Precision:
     """Return the precision asked for, or float32 where it would change the features too much."""
     wanted = experiment.precision
     if wanted == "float32":

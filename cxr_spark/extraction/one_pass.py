@@ -86,11 +86,12 @@ def run_pass(
 def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extraction]:
     """Send the graphs that executors do not have yet, and return what tasks are told of them."""
     shipped = {Path(file).name for file in spark.sparkContext.listFiles}
-    for path in dict.fromkeys(backbone.graph_path for backbone in backbones):
+    for path in dict.fromkeys(backbone.graph.path for backbone in backbones):
         if path.name not in shipped:  # the digest in its name says that it is the same file
             spark.sparkContext.addFile(str(path))
     return [
-        Extraction(b.identity, b.graph_path.name, b.input_name, b.output_names) for b in backbones
+        Extraction(b.identity, b.graph.path.name, b.graph.input_name, b.graph.output_names)
+        for b in backbones
     ]
 
 

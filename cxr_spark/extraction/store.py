@@ -33,6 +33,7 @@ MANIFEST_COLUMNS = {
     "finding": "string",
     "official_split": "string",
 }
+LISTING_COLUMNS = {**MANIFEST_COLUMNS, "error": "string"}
 FEATURE_COLUMNS = {**MANIFEST_COLUMNS, "height": "int", "width": "int", "pooled": "array<float>"}
 FEATURE_MAP_COLUMNS = {"feature_map": "binary", "feature_map_scale": "float"}
 ERROR_COLUMNS = {
