@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxr_spark.training.reader import RowGroup, aligned_empty
+from cxr_spark.training.reader import Rows, aligned_empty
 
 
 def rebatch(
-    groups: Iterable[RowGroup],
+    groups: Iterable[Rows],
     wanted: npt.NDArray[np.bool_],
     *,
     batch_size: int,
     capacity: int,
     rng: np.random.Generator | None = None,
-) -> Iterator[RowGroup]:
+) -> Iterator[Rows]:
     """Yield the wanted rows of row groups in batches, each row once; the last batch may be short.
 
     Rows wait in a buffer; whenever it is full, one batch of them is drawn from it.
@@ -41,7 +41,8 @@ def rebatch(
             now, rows = rows[: len(free)], rows[len(free) :]
             slots, free = free[: len(now)], free[len(now) :]
             for kept, values in zip(buffer, columns, strict=True):
-                kept[slots] = values[now]
+                for slot, row in zip(slots, now, strict=True):
+                    kept[slot] = values[row]  # all rows at once would be copied twice
             if not len(free):
                 free = _draw(np.arange(capacity), batch_size, rng)
                 yield _take(buffer, free)
@@ -57,9 +58,9 @@ def _draw(
     return rng.permutation(slots)[:n] if rng else slots[:n]
 
 
-def _take(buffer: tuple[npt.NDArray[Any], ...], slots: npt.NDArray[np.int64]) -> RowGroup:
+def _take(buffer: tuple[npt.NDArray[Any], ...], slots: npt.NDArray[np.int64]) -> Rows:
     positions, *arrays = (take_rows(values, slots) for values in buffer)
-    return RowGroup(positions, tuple(arrays))
+    return Rows(positions, tuple(arrays))
 
 
 def take_rows(values: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

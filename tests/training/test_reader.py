@@ -120,6 +120,40 @@ def test_a_stream_has_what_memory_has_and_the_order_of_its_seed(
     assert len({tuple(order(None)), *shuffled}) == 4
 
 
+def test_row_groups_come_in_parts_of_some_megabytes_with_every_row_once(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from petastorm.arrow_reader_worker import ArrowReaderWorker
+
+    record = make_store(tmp_path, rng)
+    image_id = read_keys(tmp_path, record).image_id
+    in_memory = read_inputs(tmp_path, record, "feature_map", image_id)
+
+    begin = ArrowReaderWorker.process
+
+    def process(self: object, *rest: object, **named: object) -> None:
+        time.sleep(0.1)  # or the first row groups are read before the reader is set up
+        begin(self, *rest, **named)
+
+    monkeypatch.setattr(ArrowReaderWorker, "process", process)
+    monkeypatch.setattr("cxr_spark.training.reader._BYTES_A_BATCH", 500)
+    groups = list(stream_inputs(tmp_path, record, "feature_map", image_id, seed=1))
+    assert max(len(group.positions) for group in groups) < 5
+    assert sorted(np.concatenate([group.positions for group in groups])) == list(range(N))
+    for group in groups:
+        for streamed, held in zip(group.arrays, in_memory, strict=True):
+            assert np.array_equal(streamed, held[group.positions])
+
+
+def test_a_file_without_rows_is_passed_over(tmp_path: Path, rng: np.random.Generator) -> None:
+    record = make_store(tmp_path, rng)
+    folder = tmp_path / record.fingerprint
+    pq.write_table(pq.read_table(folder / "part-0.parquet")[:0], folder / "part-2.parquet")
+    image_id = read_keys(tmp_path, record).image_id
+    groups = stream_inputs(tmp_path, record, "pooled", image_id)
+    assert sum(len(group.positions) for group in groups) == N
+
+
 def test_row_groups_keep_their_order_whichever_worker_is_slow(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxr_spark.training.reader import RowGroup
+from cxr_spark.training.reader import Rows
 from cxr_spark.training.shuffle import rebatch
 
 N = 53
 
 
-def groups(size: int) -> list[RowGroup]:
+def groups(size: int) -> list[Rows]:
     positions = np.random.default_rng(1).permutation(N)
     cuts = np.split(positions, range(size, N, size))
-    return [RowGroup(some, (some[:, None] * 10.0, some.astype(np.float32))) for some in cuts]
+    return [Rows(some, (some[:, None] * 10.0, some.astype(np.float32))) for some in cuts]
 
 
 @pytest.mark.parametrize("size", [1, 7, 60])
