@@ -165,7 +165,7 @@ def weights_file(name: str, weights: str) -> Path | None:
 
 def keras_home() -> Path:
     """Return the folder in which Keras keeps its downloads."""
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    return Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
 
 
 def _load_weights(model: Any, name: str, file: Path) -> None:

@@ -159,7 +159,6 @@ def run_job(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # executors may share the GPU
-    _share_heap()
     # Not sys.stderr, which is set aside at moments in which TensorFlow speaks to it.
     stream = os.fdopen(os.dup(2), "w", buffering=1)
     logging.basicConfig(
@@ -182,13 +181,15 @@ def run_job(
     sys.exit(0)
 
 
-def _share_heap() -> None:
+def share_heap() -> None:
     """Let all threads share one heap, where the C library is glibc.
 
     It gives threads heaps of their own, and what one thread makes and another frees, as batches of
     streamed features, leaves holes in all of them: a tenth of the memory, and more in every epoch.
-    It must be told before threads start.
+    It must be told before threads start. MALLOC_ARENA_MAX in the environment says otherwise.
     """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-8, 1)  # M_ARENA_MAX of glibc's malloc.h

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def check_writable(folder: Path, flag: str) -> None:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Write a file whole or not at all: beside first, then in its place."""
-    beside = file.with_name(f"_{file.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(file)
+    beside = file.with_name(f"_{file.name}.{uuid.uuid4().hex}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Extract, train and report: every backbone with every head over a folder of images."""
 
-from cxr_spark.cli import read_experiment_flags, run_job
+from cxr_spark.cli import read_experiment_flags, run_job, share_heap
 
 FLAGS = (
     "config", "images", "run", "features", "weights", "backbones", "heads", "seeds",
@@ -10,6 +10,7 @@ FLAGS = (
 
 def main() -> None:
     """Parse and call."""
+    share_heap()
     experiment = read_experiment_flags("grid.py", str(__doc__), FLAGS)
     from cxr_spark.stages import run_grid
 

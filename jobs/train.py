@@ -1,12 +1,13 @@
 """Train heads on extracted features, on the driver, and write their results."""
 
-from cxr_spark.cli import read_experiment_flags, run_job
+from cxr_spark.cli import read_experiment_flags, run_job, share_heap
 
 FLAGS = ("config", "features", "run", "backbones", "heads", "seeds", "extraction", "overwrite")
 
 
 def main() -> None:
     """Parse and call."""
+    share_heap()
     experiment = read_experiment_flags("train.py", str(__doc__), FLAGS)
     from cxr_spark.stages import run_train
 

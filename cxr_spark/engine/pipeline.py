@@ -100,23 +100,26 @@ def prepare_groups(
 
 
 def run_batches(
-    forward: Forward, pixels: Sequence[npt.NDArray[Any]], batch_size: int
+    forward: Forward, pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, padded: bool = True
 ) -> tuple[npt.NDArray[Any], ...]:
-    """Return the features of images, computed in batches of one size.
+    """Return the features of images, computed in batches.
 
-    The last batch is padded with zeros, so that one shape is compiled. A batch is uint8 where all
+    A batch is uint8 where all
     its images are, a quarter of the bytes on their way to a device.
 
     Args:
         forward: as ``compile_forward`` or ``load_graph`` return.
         pixels: at least one, each of shape image_size.
         batch_size: images a batch.
+        padded: whether zeros fill the last batch, so that one shape is compiled; graphs that take
+            any number of images save what it would cost to compute them.
     """
     parts: list[tuple[npt.NDArray[Any], ...]] = []
     for start in range(0, len(pixels), batch_size):
         chunk = pixels[start : start + batch_size]
         exact = all(image.dtype == np.uint8 for image in chunk)
-        batch = np.zeros((batch_size, *chunk[0].shape, 1), np.uint8 if exact else np.float32)
+        n_computed = batch_size if padded else len(chunk)
+        batch = np.zeros((n_computed, *chunk[0].shape, 1), np.uint8 if exact else np.float32)
         for i, image in enumerate(chunk):
             batch[i, ..., 0] = image
         parts.append(tuple(output[: len(chunk)] for output in forward(batch)))

@@ -7,9 +7,11 @@ asked of it, and the code and packages that freeze it. Its own digest is checked
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from pathlib import Path
 from cxr_spark.backbones import RANDOM_SEED, weights_file
 from cxr_spark.engine.frozen import FrozenGraph
 from cxr_spark.files import write_bytes, write_json
+
+log = logging.getLogger(__name__)
 
 KEPT_DAYS = 30  # since it was last used
 
@@ -52,6 +56,8 @@ def cache_folder() -> Path | None:
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "cxr_spark" / "graphs"
+    if not folder.is_absolute():  # no home
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -59,37 +65,54 @@ def cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def graph_key(
-    name: str, weights: str, preprocessing: str, image_size: tuple[int, int], *, feature_maps: bool
-) -> str | None:
-    """Return what a float32 graph is known by, or None where its weights are still to be had."""
-    source = f"seed {RANDOM_SEED}"
-    if weights != "random":
-        file = weights_file(name, weights)
-        if file is None:
-            return None
-        source = _digest(file)
-    made_by = [importlib.metadata.version(package) for package in ("keras", "tensorflow")]
-    made_by += [_digest(_PACKAGE / module) for module in _SOURCES]
-    made_of = [name, source, preprocessing, image_size, feature_maps, made_by]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+def weights_source(name: str, weights: str) -> str | None:
+    """Return the SHA-256 of the weights file, or the seed; None where it is still to be had."""
+    if weights == "random":
+        return f"seed {RANDOM_SEED}"
+    file = weights_file(name, weights)
+    return None if file is None else _digest(file)
 
 
-def find_graph(folder: Path, key: str) -> GraphFile | None:
-    """Return the graph that a folder keeps under a key; None where there is none or a damaged one.
+@dataclass(frozen=True)
+class GraphKey:
+    """What a float32 graph is made of.
 
-    Args:
-        folder: where ``write_graph`` wrote it.
-        key: of ``graph_key``.
+    Attributes:
+        name: the backbone.
+        source: of ``weights_source``; None where a graph is not to be kept.
+        preprocessing: 'none' or 'keras'.
+        image_size: (height, width) in pixels.
+        feature_maps: whether it returns maps as well.
     """
-    note = folder / f"{key}.json"
+
+    name: str
+    source: str | None
+    preprocessing: str
+    image_size: tuple[int, int]
+    feature_maps: bool
+
+    @property
+    def digest(self) -> str:
+        """The first 32 hexadecimal digits of the SHA-256 of all that decides the graph."""
+        made_by = [importlib.metadata.version(package) for package in ("keras", "tensorflow")]
+        made_by += [_digest(_PACKAGE / module) for module in _SOURCES]
+        made_of = json.dumps([dataclasses.asdict(self), made_by], sort_keys=True)
+        return hashlib.sha256(made_of.encode()).hexdigest()[:32]
+
+
+def find_graph(key: GraphKey) -> GraphFile | None:
+    """Return the graph that is kept under a key; None where there is none or a damaged one."""
+    folder = cache_folder()
+    if folder is None or key.source is None:
+        return None
+    note = folder / f"{key.digest}.json"
     try:
         told = json.loads(note.read_text(encoding="utf-8"))
         path = folder / str(told["file"])
+        for used in (path, note):  # before they are read: another run may be about to forget them
+            os.utime(used)
         if _digest(path) not in path.name:
             return None
-        for used in (path, note):
-            used.touch()
         height, width, channels = told["feature_map_shape"]
         return GraphFile(
             path,
@@ -103,36 +126,38 @@ def find_graph(folder: Path, key: str) -> GraphFile | None:
 
 
 def write_graph(
-    folder: Path,
-    key: str | None,
-    name: str,
+    key: GraphKey,
     graph: FrozenGraph,
     weights_digest: str,
     feature_map_shape: tuple[int, int, int],
+    folder: Path,
 ) -> GraphFile:
-    """Write a graph into a folder, to be found again under its key where it has one.
+    """Write a graph where it is found again, or where that cannot be, into a folder of this run.
 
     Args:
-        folder: any; what was not used in it for ``KEPT_DAYS`` is removed.
-        key: of ``graph_key``.
-        name: the backbone, with which the file's name begins.
+        key: what it is made of.
         graph: what ``freeze`` returned.
         weights_digest: of what was frozen.
         feature_map_shape: of its maps.
+        folder: for a key without a source, or where nothing can be kept.
     """
-    _forget(folder)
-    path = folder / f"{name}-{hashlib.sha256(graph.graph).hexdigest()}.pb"
-    write_bytes(path, graph.graph)
-    if key is not None:
-        told = {
-            "file": path.name,
-            "input_name": graph.input_name,
-            "output_names": graph.output_names,
-            "weights_digest": weights_digest,
-            "feature_map_shape": feature_map_shape,
-        }
-        write_json(folder / f"{key}.json", told)
-    return GraphFile(path, graph.input_name, graph.output_names, weights_digest, feature_map_shape)
+    file = GraphFile(
+        folder / f"{key.name}-{hashlib.sha256(graph.graph).hexdigest()}.pb",
+        graph.input_name, graph.output_names, weights_digest, feature_map_shape,
+    )  # fmt: skip
+    cache = cache_folder()
+    if cache is not None and key.source is not None:
+        kept = dataclasses.replace(file, path=cache / file.path.name)
+        try:
+            _forget(cache)
+            write_bytes(kept.path, graph.graph)
+            told = {**dataclasses.asdict(kept), "path": None, "file": kept.path.name}
+            write_json(cache / f"{key.digest}.json", told)
+            return kept
+        except OSError as error:  # no room, or not ours
+            log.warning("%s is not kept for the next run: %s", kept.path.name, error)
+    write_bytes(file.path, graph.graph)
+    return file
 
 
 def _forget(folder: Path) -> None:

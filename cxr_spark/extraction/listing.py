@@ -62,7 +62,8 @@ def stage_listing(
         .write.parquet(location(folder))
     )
     row = written.get
-    return Listing(row["n_images"], row["n_refused"], f"{row['digest'] & (2**64 - 1):016x}", limit)
+    digest = (row["digest"] or 0) & (2**64 - 1)  # null where there is no image
+    return Listing(row["n_images"], row["n_refused"], f"{digest:016x}", limit)
 
 
 def accept_listing(features: Path, staged: Path, listing: Listing) -> None:

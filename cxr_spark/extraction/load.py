@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import time
@@ -28,9 +29,9 @@ from cxr_spark.engine.pipeline import prepare
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.graphs import (
     GraphFile,
-    cache_folder,
+    GraphKey,
     find_graph,
-    graph_key,
+    weights_source,
     write_graph,
 )
 from cxr_spark.extraction.store import Identity
@@ -75,15 +76,30 @@ def load_backbones(
     """
     for name in experiment.backbones:
         began = time.monotonic()
+        source = _source(experiment, name)
         model = None
         for preprocessing in experiment.preprocessing:
             _warn_of_pixels(name, preprocessing)
-            wanted = _Wanted(experiment, name, preprocessing, feature_maps)
-            graph, precision = wanted.find(), experiment.precision
+            key = GraphKey(name, source, preprocessing, experiment.image_size, feature_maps)
+            graph = find_graph(key)
+            precision = experiment.precision
             if graph is None:
-                model = model or load_backbone(name, experiment.image_size, experiment.weights)
+                if model is None:
+                    model = load_backbone(name, experiment.image_size, experiment.weights)
+                    loaded = _source(experiment, name)
+                    # Unknown where the file was replaced meanwhile; known now where it was fetched.
+                    source = loaded if source in (None, loaded) else None
                 precision = _precision(experiment, model, name, preprocessing, images)
-                graph = wanted.freeze(model, precision, folder)
+                _, features = feature_function(
+                    model, name, preprocessing, feature_maps=feature_maps, precision=precision
+                )
+                graph = write_graph(
+                    dataclasses.replace(key, source=source),
+                    freeze(features, experiment.image_size),
+                    weights_digest(model),
+                    tuple(model.output_shape[1:]),
+                    folder,
+                )
             digest = graph.weights_digest
             identity = Identity(
                 name, digest, preprocessing, experiment.image_size, precision=precision
@@ -95,42 +111,11 @@ def load_backbones(
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A graph that an experiment needs."""
-
-    experiment: Experiment
-    name: str
-    preprocessing: str
-    feature_maps: bool
-
-    def find(self) -> GraphFile | None:
-        """Return it where an earlier run has kept it."""
-        cache, key = cache_folder(), self._key()
-        return find_graph(cache, key) if cache and key else None
-
-    def freeze(self, model: Any, precision: Precision, folder: Path) -> GraphFile:
-        """Make it of a model, and keep it, or leave it in ``folder`` where it cannot be kept."""
-        _, features = feature_function(
-            model, self.name, self.preprocessing,
-            feature_maps=self.feature_maps, precision=precision,
-        )  # fmt: skip
-        cache, key = cache_folder(), self._key()
-        return write_graph(
-            cache if cache and key else folder, key, self.name,
-            freeze(features, self.experiment.image_size),
-            weights_digest(model), tuple(model.output_shape[1:]),
-        )  # fmt: skip
-
-    def _key(self) -> str | None:
-        """Return what it is kept under; None for a precision, which depends on the images."""
-        asked = self.experiment
-        if asked.precision != "float32":
-            return None
-        return graph_key(
-            self.name, asked.weights, self.preprocessing, asked.image_size,
-            feature_maps=self.feature_maps,
-        )  # fmt: skip
+def _source(experiment: Experiment, name: str) -> str | None:
+    """Return what a graph that can be kept is made of; none is whose precision images decide."""
+    if experiment.precision != "float32":
+        return None
+    return weights_source(name, experiment.weights)
 
 
 def _label(weights: str) -> str:

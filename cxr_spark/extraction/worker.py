@@ -142,7 +142,9 @@ def _extract(
         if not pixels:
             continue
         for extraction, forward in zip(extractions, forwards, strict=True):
-            outputs = run_batches(forward, pixels, BATCH_SIZE[device.kind])
+            outputs = run_batches(
+                forward, pixels, BATCH_SIZE[device.kind], padded=device.kind == "GPU"
+            )
             yield usable.assign(
                 fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
             ).reindex(columns=columns)
@@ -211,7 +213,8 @@ def _load_forward(extraction: Extraction, device: Device, placement: Placement) 
 def _import_tensorflow() -> None:
     """Import TensorFlow without Keras, which its graphs do not need: half the time, 180 MB less.
 
-    TensorFlow imports Keras last, and goes on where it is not there.
+    TensorFlow imports Keras last, and goes on where it is not there. ``import keras`` works in this
+    process as ever; ``from tensorflow.keras import`` does not.
     """
     if "tensorflow" in sys.modules or "keras" in sys.modules:
         return

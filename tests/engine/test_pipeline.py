@@ -50,7 +50,10 @@ def test_groups_come_in_their_order_with_their_failures(files: list[bytes], thre
     assert images[5].error == "No such file or directory"
 
 
-def test_batches_have_one_size_and_the_order_of_the_images(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("padded", "last"), [(True, 4), (False, 2)])
+def test_batches_have_one_size_and_the_order_of_the_images(
+    rng: np.random.Generator, padded: bool, last: int
+) -> None:
     shapes = []
 
     def forward(batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -59,9 +62,9 @@ def test_batches_have_one_size_and_the_order_of_the_images(rng: np.random.Genera
 
     pixels = [rng.integers(0, 256, (4, 5), dtype=np.uint8) for _ in range(10)]
     pixels[9] = pixels[9].astype(np.float32) / 2
-    (found,) = run_batches(forward, pixels, 4)
+    (found,) = run_batches(forward, pixels, 4, padded=padded)
     assert np.array_equal(found, np.stack([image.ravel() for image in pixels]))
-    assert shapes == [((4, 4, 5, 1), "uint8")] * 2 + [((4, 4, 5, 1), "float32")]
+    assert shapes == [((4, 4, 5, 1), "uint8")] * 2 + [((last, 4, 5, 1), "float32")]
 
 
 def test_the_background_is_two_items_ahead_and_ends_with_its_reader() -> None:
