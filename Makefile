@@ -1,4 +1,5 @@
 # make setup   the environment, into .venv, from constraints.txt, and an archive of Spark's classes
+# make archive the archive alone: Spark's classes as Java has them in memory, with which it starts 5 s sooner
 # make grid    the main job: [IMAGES=dir WEIGHTS=dir|imagenet|random CONFIG=file RUN=dir FEATURES=dir ARGS="--limit 400"]
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests
@@ -17,8 +18,6 @@ FLAGS = --config "$(CONFIG)" --run "$(RUN)" $(if $(IMAGES),--images "$(IMAGES)")
 OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
-
-# make archive as setup makes it: Spark's classes as Java has them in memory, with which it starts 5 s sooner
 
 .PHONY: setup archive grid bench test lint check-tools clean
 

@@ -33,7 +33,7 @@ def account_errors(
 
     # As Arrow: of Python's rows Spark would make its own in a Python worker, started for it.
     columns = zip(*failures, strict=True) if failures else [()] * len(ERROR_COLUMNS)
-    kinds = [pa.int64() if name == "length" else pa.string() for name in ERROR_COLUMNS]
+    kinds = [pa.int64() if kind == "bigint" else pa.string() for kind in ERROR_COLUMNS.values()]
     table = pa.table(
         [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)],
         names=list(ERROR_COLUMNS),

@@ -86,6 +86,7 @@ def load_backbones(
             if graph is None:
                 if model is None:
                     model = load_backbone(name, experiment.image_size, experiment.weights)
+                    model_digest = weights_digest(model)
                     loaded = _source(experiment, name)
                     # Unknown where the file was replaced meanwhile; known now where it was fetched.
                     source = loaded if source in (None, loaded) else None
@@ -96,7 +97,7 @@ def load_backbones(
                 graph = write_graph(
                     dataclasses.replace(key, source=source),
                     freeze(features, experiment.image_size),
-                    weights_digest(model),
+                    model_digest,
                     tuple(model.output_shape[1:]),
                     folder,
                 )

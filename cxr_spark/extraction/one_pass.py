@@ -96,7 +96,7 @@ def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extra
 
 
 def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
-    """Have the workers load the graphs: to import TensorFlow alone takes one three seconds."""
+    """Have the workers load the graphs: to import TensorFlow alone takes one more than a second."""
     placement = placement_of(spark)
     warmer = make_warmer(extractions, placement)
     n_slots = slots(spark, placement)
