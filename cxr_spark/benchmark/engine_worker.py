@@ -113,6 +113,7 @@ class EngineWorker:
     def write(self, seconds: float, folder: str) -> tuple[int, float]:
         """Write features as Parquet; (0, 0) where there is no pyarrow."""
         try:
+            import pandas  # noqa: F401
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             return 0, 0.0

@@ -15,12 +15,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.errors import UserError
 from cxr_spark.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONTRACT = 1
 
@@ -55,9 +59,29 @@ def stored_features(outputs: tuple[npt.NDArray[Any], ...]) -> dict[str, Any]:
     columns: dict[str, Any] = {"pooled": list(outputs[0])}
     if len(outputs) > 1:
         _, feature_maps, scales = outputs
-        columns["feature_map"] = [feature_map.tobytes() for feature_map in feature_maps]
+        columns["feature_map"] = _as_binary(feature_maps)
         columns["feature_map_scale"] = scales
     return columns
+
+
+def _as_binary(arrays: npt.NDArray[Any]) -> pd.Series[Any]:
+    """Return a column of the bytes of each array, for which nothing is copied.
+
+    Arrow takes it as it is; ``bytes`` objects would cost 0.1 ms for a map of 7x7x576.
+
+    Args:
+        arrays: of shape (n, ...).
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    arrays = np.ascontiguousarray(arrays)
+    offsets = np.arange(len(arrays) + 1) * arrays[0].nbytes
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"expected at most 2 GB of maps at once, received {offsets[-1]} bytes")
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(arrays)]
+    binary = pa.Array.from_buffers(pa.binary(), len(arrays), buffers)
+    return pd.Series(pd.arrays.ArrowExtensionArray(binary))
 
 
 @dataclass(frozen=True)
