@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cxr_spark.errors import UserError, nearest
+from cxr_spark.errors import RunFailed, UserError, nearest
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
+
+
+# What the command line of Spark's JVM has before the words that spark-submit was given.
+_SUBMIT = "org.apache.spark.deploy.SparkSubmit"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,6 +108,16 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "default": None,
         "help": "start afresh where the output folder holds something else",
     },
+    "refresh": {
+        "action": "store_true",
+        "default": None,
+        "help": "compute images anew that have changed since, and drop those that are gone",
+    },
+    "max-error-fraction": {
+        "metavar": "SHARE",
+        "type": float,
+        "help": "end where more images than this share, and than ten, cannot be used; 0.01",
+    },
     "repeat": {
         "metavar": "N",
         "type": int,
@@ -148,14 +165,14 @@ def read_experiment_flags(program: str, description: str, flags: Sequence[str]) 
     return load_experiment(given.pop("config"), given)
 
 
-def run_job(
-    main: Callable[[], None], when_stopped: str = "the same command goes on where it was"
-) -> NoReturn:
-    """Run a job: one line and exit status 2 for a user's mistake, 130 for Ctrl-C, 0 for success.
+def run_job(main: Callable[[], None], when_stopped: str | None = None) -> NoReturn:
+    """Run a job and exit: with one line where it is a user's mistake, a failed run, or Ctrl-C.
+
+    The status is 0 for success, 2 for a mistake, 1 for a run that failed, 130 for Ctrl-C.
 
     Args:
         main: parses and calls.
-        when_stopped: what Ctrl-C leaves.
+        when_stopped: what Ctrl-C leaves; by default, a run with which the same command goes on.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # executors may share the GPU
@@ -171,14 +188,29 @@ def run_job(
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunFailed as error:
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(
-            f"{os.path.basename(sys.argv[0])}: stopped; {when_stopped}",
+            f"{os.path.basename(sys.argv[0])}: stopped; "
+            f"{when_stopped or f'to go on where it was: {_command()}'}",
             file=sys.stderr,
         )
         sys.exit(130)
     gc.freeze()  # or the interpreter ends by a second's search through TensorFlow's objects
     sys.exit(0)
+
+
+def _command() -> str:
+    """Return the command that started this job, as a shell takes it, to go on with it."""
+    started_by = Path(f"/proc/{os.getppid()}/cmdline")
+    with contextlib.suppress(OSError):
+        words = [os.fsdecode(word) for word in started_by.read_bytes().split(b"\0")[:-1]]
+        if _SUBMIT in words:
+            words = ["spark-submit", *words[words.index(_SUBMIT) + 1 :]]
+            return shlex.join(word for word in words if word != "--overwrite")
+    return shlex.join([sys.executable, *(word for word in sys.argv if word != "--overwrite")])
 
 
 def share_heap() -> None:

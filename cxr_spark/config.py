@@ -85,6 +85,8 @@ class Experiment(_Section):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     training: TrainingConfig = TrainingConfig()
     overwrite: bool = False
+    refresh: bool = False
+    max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
 
     @field_validator("image_size", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The mistakes that a user can make, told in one line."""
+"""What ends a run with one line: the mistakes that a user can make, and what befalls a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """A mistake in a flag, configuration or folder; jobs print its line and exit with status 2."""
+
+    def __init__(self, message: str) -> None:
+        """Make one line of the message."""
+        super().__init__(" ".join(message.split()))
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, through no mistake of a flag; jobs print its line and exit with 1.
+
+    What is stored stays usable, and its text says how to go on.
+    """
 
     def __init__(self, message: str) -> None:
         """Make one line of the message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -47,6 +48,13 @@ def check_writable(folder: Path, flag: str) -> None:
         raise UserError(
             f"{expected} that can be written. Received: {folder} (no permission in {existing})"
         )
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Return whether an error, of this process or told by Spark, is that no room was left."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 def write_bytes(file: Path, content: bytes) -> None:

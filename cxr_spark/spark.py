@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cxr_spark.errors import UserError
 
 if TYPE_CHECKING:
+    from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ DEFAULTS = {
     # One file is open for each backbone, instead of sorting every feature map.
     "spark.sql.maxConcurrentOutputFileWriters": "64",
     "spark.sql.parquet.compression.codec": "zstd",
+    # Rows of names alone are shuffled, a million of them 100 MB: 200 files a task cost more.
+    "spark.sql.shuffle.partitions": "16",
     "spark.ui.showConsoleProgress": "false",
 }
 
@@ -62,13 +66,17 @@ def open_session(
     builder = SparkSession.builder.appName(name).config(conf=conf)
     meanwhile()
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel(conf.get("spark.log.level", "ERROR") or "ERROR")
+    spark.sparkContext.setLogLevel(_log_level(conf))
     with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
         try:
             spark.sparkContext.addPyFile(str(_zip_package(Path(folder))))
             yield spark
         finally:
             spark.stop()
+
+
+def _log_level(conf: SparkConf) -> str:
+    return conf.get("spark.log.level", "ERROR") or "ERROR"
 
 
 def _zip_package(folder: Path) -> Path:
@@ -80,42 +88,67 @@ def _zip_package(folder: Path) -> Path:
     return archive
 
 
-@contextmanager
-def progress(
-    spark: SparkSession, what: str, n_images: int, every_s: float = 10.0
-) -> Iterator[None]:
-    """Log, while the block runs, how many images are done by the share of tasks that have ended."""
-    context = spark.sparkContext
-    group = f"{what}-{time.monotonic_ns()}"
-    context.setJobGroup(group, what)
-    done = threading.Event()
+class Progress:
+    """Logs, while its block runs, how many images are done by the share of tasks that have ended.
 
-    def watch() -> None:
-        tracker, began = context.statusTracker(), time.monotonic()
-        while not done.wait(every_s):
+    Jobs are counted whose thread has called ``join``.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        what: str,
+        n_images: int,
+        n_tasks: int,
+        *,
+        every_s: float = 10.0,
+    ) -> None:
+        """Say what is watched: so many images, in so many tasks of all jobs together."""
+        self._context = spark.sparkContext
+        self._what, self._n_images, self._n_tasks, self._every_s = what, n_images, n_tasks, every_s
+        self._group = f"{what}-{time.monotonic_ns()}"
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._cancelled = False
+        self.n_errors = 0
+
+    def join(self) -> None:
+        """Count the jobs that this thread submits from now on."""
+        self._context.setJobGroup(self._group, self._what)
+
+    def cancel(self) -> None:
+        """Have Spark end the jobs that are counted, and say nothing of their tasks' ends."""
+        self._cancelled = True
+        with contextlib.suppress(Exception):  # Spark may be gone itself
+            self._context.setLogLevel("OFF")
+            self._context.cancelJobGroup(self._group)
+
+    def __enter__(self) -> Progress:
+        """Begin to log."""
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._ended.set()
+        self._watcher.join()
+        if self._cancelled:
+            with contextlib.suppress(Exception):
+                self._context.setLogLevel(_log_level(self._context.getConf()))
+
+    def _watch(self) -> None:
+        tracker, began = self._context.statusTracker(), time.monotonic()
+        while not self._ended.wait(self._every_s):
             stages = [
                 tracker.getStageInfo(stage)
-                for job in tracker.getJobIdsForGroup(group)
+                for job in tracker.getJobIdsForGroup(self._group)
                 if (jobs := tracker.getJobInfo(job))
                 for stage in jobs.stageIds
             ]
-            n_tasks = sum(stage.numTasks for stage in stages if stage)
-            n_done = sum(stage.numCompletedTasks for stage in stages if stage)
-            if n_tasks:
-                log.info(
-                    "%s: %s",
-                    what,
-                    _progress_line(n_done / n_tasks, n_images, time.monotonic() - began),
-                )
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        context.setJobGroup("", "")
+            share = sum(stage.numCompletedTasks for stage in stages if stage) / self._n_tasks
+            line = _progress_line(min(share, 1.0), self._n_images, time.monotonic() - began)
+            errors = f", {self.n_errors:,} errors" if self.n_errors else ""
+            log.info("%s: %s%s", self._what, line, errors)
 
 
 def _progress_line(share: float, n_images: int, seconds: float) -> str:

@@ -12,6 +12,8 @@ FLAGS = (
     "feature-maps",
     "limit",
     "overwrite",
+    "refresh",
+    "max-error-fraction",
 )
 
 

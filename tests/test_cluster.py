@@ -50,11 +50,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def started(folder: Path, *workers: list[str]) -> Iterator[str]:
+def started(folder: Path, *workers: list[str], master: str | None = None) -> Iterator[str]:
     """Yield the URL of a master that has workers with these arguments, all processes of their own.
 
-    What executors say goes to FOLDER/work-<i>.
+    What executors say goes to FOLDER/work-<i>. Where there is a master already, workers join it.
     """
+    folder.mkdir(exist_ok=True)
     environment = {
         **os.environ,
         "SPARK_LOCAL_IP": "127.0.0.1",
@@ -70,11 +71,12 @@ def started(folder: Path, *workers: list[str]) -> Iterator[str]:
                 subprocess.Popen([*command, *arguments], env=environment, stdout=log, stderr=log)
             )
 
-    port = free_port()
-    master = f"spark://127.0.0.1:{port}"
-    start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
     try:
-        wait_for(port)
+        if master is None:
+            port = free_port()
+            master = f"spark://127.0.0.1:{port}"
+            start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
+            wait_for(port)
         for i, arguments in enumerate(workers):
             start(
                 "worker.Worker", *arguments, "--memory", "1g", "--webui-port", "0",

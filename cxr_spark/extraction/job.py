@@ -14,31 +14,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.config import Experiment
-from cxr_spark.errors import UserError
-from cxr_spark.extraction.account import Failure, account_errors
-from cxr_spark.extraction.listing import accept_listing, stage_listing
-from cxr_spark.extraction.load import LoadedBackbone
-from cxr_spark.extraction.one_pass import run_pass, ship, warm_workers
-from cxr_spark.extraction.store import (
-    LISTING_COLUMNS,
-    MANIFEST_COLUMNS,
-    ExtractionRecord,
+from cxr_spark.errors import RunFailed, UserError
+from cxr_spark.extraction.listing import (
     Listing,
-    clear_store,
-    commit,
+    accept_listing,
+    read_listing_record,
+    stage_listing,
+)
+from cxr_spark.extraction.load import LoadedBackbone
+from cxr_spark.extraction.lock import locked
+from cxr_spark.extraction.one_pass import ship, warm_workers
+from cxr_spark.extraction.resume import Outputs, complete
+from cxr_spark.extraction.shards import clear_parts, has_parts, recover
+from cxr_spark.extraction.store import (
+    RECORD_NAME,
+    ExtractionRecord,
     list_extractions,
     read_record,
-    schema,
     write_record,
 )
 from cxr_spark.extraction.worker import Extraction
-from cxr_spark.files import location
-from cxr_spark.spark import describe_session
+from cxr_spark.files import disk_is_full
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
+
+STAGING = "_staging-"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ExtractionRequest:
     """What is to be extracted, and where to.
 
     Attributes:
-        experiment: names the adapter and the limit.
+        experiment: names the adapter and the limit, and what to do with errors and changed images.
         images: the image root, at the same path on driver and executors.
         features: the features folder, at the same path on driver and executors.
         feature_maps: whether to store feature maps beside pooled features.
@@ -69,7 +72,8 @@ def extract(
 ) -> list[ExtractionRecord]:
     """Extract the features of all images by all backbones into a feature store.
 
-    Extractions that the store already holds, of the same images, are not computed again.
+    What the store already holds is not computed again: whole extractions, shards of one that was
+    stopped, and the images of a folder that others have joined since.
 
     Args:
         spark: the session.
@@ -81,11 +85,38 @@ def extract(
         The record of each backbone's extraction, in the order of ``load``.
 
     Raises:
-        UserError: the features folder was made of other images, or no image could be used.
+        UserError: the features folder was made of other images, another run writes to it, or no
+            image could be used.
+        RunFailed: too many images could not be used, a backbone gave no features, or the disk is
+            full.
     """
     features = request.features
-    created, accepted = not features.exists(), False
-    staging = features / f"_staging-{uuid.uuid4().hex}"
+    created = not features.exists()
+    features.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(features):
+            _clear_staging(features)
+            if not overwrite:
+                recover(features)
+            return _extract(spark, request, load, overwrite=overwrite)
+    except Exception as error:
+        if disk_is_full(error):
+            raise RunFailed(_tell_room(features)) from error
+        raise
+    finally:
+        if created and features.exists() and not any(features.iterdir()):
+            features.rmdir()
+
+
+def _extract(
+    spark: SparkSession,
+    request: ExtractionRequest,
+    load: Callable[[], Sequence[LoadedBackbone]],
+    *,
+    overwrite: bool,
+) -> list[ExtractionRecord]:
+    features, accepted = request.features, False
+    staging = features / f"{STAGING}{uuid.uuid4().hex}"
     try:
         backbones = load()
         missing = backbones if overwrite else _missing(request, backbones)
@@ -102,32 +133,55 @@ def extract(
             )
         if overwrite:
             clear_store(features, listing, [b.identity.fingerprint for b in backbones])
-        accept_listing(features, staging / "manifest", listing)
+        listing = accept_listing(
+            spark, features, staging / "manifest", listing, refresh=request.experiment.refresh
+        )
         accepted = True
-        todo = _missing(request, backbones)
-        for backbone in backbones:
-            state = "to be computed" if backbone in todo else "already in the store"
-            log.info(
-                "%s: extraction %s, %s",
-                backbone.identity.backbone,
-                backbone.identity.fingerprint,
-                state,
-            )
-        if todo:
-            manifest = _read(spark, features / "manifest", LISTING_COLUMNS)
-            failures = run_pass(
-                spark, manifest, listing, todo, staging / "features",
-                feature_maps=request.feature_maps,
-            )  # fmt: skip
-            for backbone in todo:
-                _commit(spark, request, backbone, listing, failures, staging)
+        outputs = Outputs(features, staging, request.feature_maps)
+        complete(spark, request.experiment, outputs, listing, backbones, request.demonstration)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if accepted and not list_extractions(features):  # a manifest alone would bind the folder
+        # A manifest alone would bind the folder.
+        if accepted and not list_extractions(features) and not has_parts(features):
             shutil.rmtree(features / "manifest")
-        if created and features.exists() and not any(features.iterdir()):
-            features.rmdir()
     return [_record_of(request, backbone) for backbone in backbones]
+
+
+def _tell_room(features: Path) -> str:
+    free = shutil.disk_usage(features).free / 2**20
+    return (
+        f"no room is left on a disk: {free:,.0f} MB are free under {features}; Spark also writes "
+        "to its scratch folders (spark.local.dir, by default /tmp). What was computed is kept: "
+        "make room and give the same command again"
+    )
+
+
+def _clear_staging(features: Path) -> None:
+    """Remove what killed runs were writing when they were."""
+    for folder in features.glob(f"{STAGING}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -> None:
+    """Remove extractions of a features folder, so that they are computed afresh.
+
+    Where the folder is of the same images, the named extractions go and others stay; where it is of
+    other images, all go. What is not the store's is never touched.
+    """
+    stored = read_listing_record(features)
+    if stored is None:
+        return
+    if stored.is_of_same_images(listing):
+        for fingerprint in fingerprints:
+            clear_parts(features, fingerprint)
+            shutil.rmtree(features / fingerprint, ignore_errors=True)
+            shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
+        return
+    clear_parts(features)
+    for record in features.glob(f"*/{RECORD_NAME}"):
+        shutil.rmtree(record.parent)
+    for name in ("manifest", "errors"):
+        shutil.rmtree(features / name, ignore_errors=True)
 
 
 def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> ExtractionRecord:
@@ -169,58 +223,3 @@ def _missing(
         if record.feature_map_shape is not None or not request.feature_maps
     }
     return [backbone for backbone in backbones if backbone.identity.fingerprint not in serving]
-
-
-def _read(spark: SparkSession, folder: Path, columns: dict[str, str]) -> DataFrame:
-    """Return stored columns; to have Spark look for their types would take it a job."""
-    return spark.read.schema(schema(columns)).parquet(location(folder))
-
-
-def _commit(
-    spark: SparkSession,
-    request: ExtractionRequest,
-    backbone: LoadedBackbone,
-    listing: Listing,
-    failures: list[Failure],
-    staging: Path,
-) -> None:
-    """Account for every image of one backbone's extraction and move it into its place."""
-    from pyspark.sql import Observation
-    from pyspark.sql import functions as F  # noqa: N812
-
-    identity = backbone.identity
-    staged = staging / "features" / f"fingerprint={identity.fingerprint}"
-    staged_errors = staging / "errors" / f"fingerprint={identity.fingerprint}"
-    if not staged.is_dir():
-        reasons = "; ".join(sorted({error for *_, error in failures})[:3])
-        raise UserError(
-            f"Expected at least one image that can be used. Received: {listing.n_images} images, "
-            f"all with errors ({reasons})"
-        )
-    manifest = _read(spark, request.features / "manifest", LISTING_COLUMNS)
-    rows = _read(spark, staged, MANIFEST_COLUMNS)
-    errors = account_errors(spark, manifest, rows, failures)
-    written = Observation("errors")
-    counted = errors.observe(written, F.count("*").alias("n_errors"))
-    counted.coalesce(1).write.parquet(location(staged_errors))
-    record = ExtractionRecord(
-        identity=identity,
-        weights=backbone.weights,
-        feature_map_shape=backbone.graph.feature_map_shape if request.feature_maps else None,
-        n_images=listing.n_images,
-        n_rows=rows.count(),
-        n_errors=written.get["n_errors"],
-        listing_digest=listing.digest,
-        limit=listing.limit,
-        demonstration=request.demonstration,
-        spark=describe_session(spark),
-    )
-    commit(request.features, staged, staged_errors, record)
-    log.info(
-        "%s: %d images in = %d rows + %d errors%s",
-        identity.backbone,
-        record.n_images,
-        record.n_rows,
-        record.n_errors,
-        f", their reasons in {request.features / 'errors'}" if record.n_errors else "",
-    )

@@ -1,29 +1,70 @@
-"""The listing of an image root in a features folder: one folder holds one set of images."""
+"""The listing of an image root in a features folder, and what has changed since an earlier one."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import (
-    LISTING_COLUMNS,
-    Listing,
-    read_listing_record,
-    write_listing_record,
-)
-from cxr_spark.files import location
+from cxr_spark.extraction.account import read_columns
+from cxr_spark.extraction.store import LISTING_COLUMNS
+from cxr_spark.files import location, write_json
 
 log = logging.getLogger(__name__)
 
 # What makes two listings the same: not where the images lie, but what their paths say of them.
 DIGESTED = [name for name in LISTING_COLUMNS if name != "path"]
+_SAID_OF_PATHS = ("patient_id", "finding", "official_split", "error")
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images that a features folder is made of.
+
+    Attributes:
+        n_images: how many were found.
+        n_refused: how many of them have a path that the adapter does not recognise.
+        digest: of the set of their names, sizes, times, and what the paths say.
+        limit: how many images a sample was cut to; None for all of a folder.
+    """
+
+    n_images: int
+    n_refused: int
+    digest: str
+    limit: int | None = None
+
+    def is_of_same_images(self, other: Listing) -> bool:
+        """Return whether two listings are of the same images, however they were chosen."""
+        return (self.n_images, self.digest) == (other.n_images, other.digest)
+
+
+def write_listing_record(manifest: Path, listing: Listing) -> None:
+    """Write the record into a manifest's folder; without it the folder is not ours."""
+    write_json(manifest / "_manifest.json", dataclasses.asdict(listing))
+
+
+def read_listing_record(features: Path) -> Listing | None:
+    """Return the record of a features folder's manifest, or None where it has none.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    file = features / "manifest" / "_manifest.json"
+    if not file.exists():
+        return None
+    try:
+        return Listing(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"Expected the record of a manifest. Received: {file} ({error})") from error
 
 
 def stage_listing(
@@ -37,9 +78,6 @@ def stage_listing(
         images: the image root.
         folder: a new folder.
     """
-    from pyspark.sql import Observation
-    from pyspark.sql import functions as F  # noqa: N812
-
     dataset = experiment.dataset
     found = read_listing(spark, str(images), dataset.adapter, dataset.patient_pattern)
     limit = experiment.limit
@@ -50,9 +88,16 @@ def stage_listing(
         else:
             limit = None
     log.info("listing the images under %s", images)
+    return _write_listing(found, folder, limit)
+
+
+def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listing:
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F  # noqa: N812
+
     written = Observation("listing")
     (
-        found.select(*LISTING_COLUMNS)
+        images.select(*LISTING_COLUMNS)
         .observe(
             written,
             F.count("*").alias("n_images"),
@@ -63,24 +108,146 @@ def stage_listing(
     )
     row = written.get
     digest = (row["digest"] or 0) & (2**64 - 1)  # null where there is no image
-    return Listing(row["n_images"], row["n_refused"], f"{digest:016x}", limit)
+    listing = Listing(row["n_images"], row["n_refused"], f"{digest:016x}", limit)
+    write_listing_record(folder, listing)
+    return listing
 
 
-def accept_listing(features: Path, staged: Path, listing: Listing) -> None:
-    """Make the staged listing the store's manifest; refuse it where the store has other images."""
+def accept_listing(
+    spark: SparkSession, features: Path, staged: Path, listing: Listing, *, refresh: bool
+) -> Listing:
+    """Make the staged listing the store's manifest, or join what is new in it to the manifest.
+
+    Images that have changed or are gone since an earlier run are told; their rows of the manifest
+    stay as they were, so that their features stay, unless they are to be refreshed.
+
+    Args:
+        spark: the session.
+        features: the features folder.
+        staged: where ``stage_listing`` wrote.
+        listing: what it returned.
+        refresh: whether changed images are to be computed again, and those that are gone dropped.
+
+    Returns:
+        The listing that the manifest now is.
+
+    Raises:
+        UserError: the store is of other images.
+    """
     stored = read_listing_record(features)
+    manifest = features / "manifest"
     if stored is None:
-        if (features / "manifest").exists():
+        if manifest.exists():
             raise UserError(
                 f"Expected --features to be new or a features folder. Received: {features}, whose "
                 "manifest/ is not ours. Give another --features."
             )
-        write_listing_record(staged, listing)
-        staged.rename(features / "manifest")
-    elif not stored.is_of_same_images(listing):
+        staged.rename(manifest)
+        return listing
+    if stored.is_of_same_images(listing):
+        return stored
+    _check_is_related(spark, features, staged, stored, listing, refresh=refresh)
+    joined = _join(spark, manifest, staged, refresh=refresh)
+    beside = staged.with_name("joined")
+    now = _write_listing(joined, beside, None)
+    if stored.is_of_same_images(now):
+        return stored
+    manifest.rename(staged.with_name("replaced"))
+    beside.rename(manifest)
+    return now
+
+
+def _check_is_related(
+    spark: SparkSession,
+    features: Path,
+    staged: Path,
+    stored: Listing,
+    listing: Listing,
+    *,
+    refresh: bool,
+) -> None:
+    """Tell what has changed; refuse a listing of which too little stood in the store's.
+
+    Raises:
+        UserError: a sample was cut from either, paths are read in another way, or more than half
+            of the images are gone and nobody asked to drop them.
+    """
+    changes = _compare(spark, features / "manifest", staged)
+    cut = (stored.limit, listing.limit) != (None, None)
+    gone = changes["n_gone"] > stored.n_images / 2 and not refresh
+    if cut or changes["n_read_otherwise"] or gone:
         raise UserError(
-            "Expected the features folder of the same images. "
+            "Expected the features folder of the same images, or of a part of them. "
             f"Received: {features}, made of {stored.n_images} images, where --images (and --limit) "
             f"now give {listing.n_images}; names, sizes, times or what dataset: reads of paths "
             "differ. Give another --features, or --overwrite to start afresh."
         )
+    log.info("%d images are new since the last extraction", changes["n_new"])
+    for what, kept, refreshed in (
+        ("changed", "their features are of the files as they were", "they are computed again"),
+        ("gone", "their features stay", "their features go"),
+    ):
+        if n := changes[f"n_{what}"]:
+            log.warning(
+                "%d images are %s since the last extraction (first: %s): %s",
+                n, what, changes[f"first_{what}"],
+                refreshed if refresh else f"{kept}; --refresh brings them up to date",
+            )  # fmt: skip
+
+
+def _compare(spark: SparkSession, manifest: Path, staged: Path) -> dict[str, Any]:
+    """Return how many images are new, changed, gone or read otherwise, and the first of some."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    both = _side_by_side(spark, manifest, staged)
+    old, new = F.col("old.image_id").isNotNull(), F.col("new.image_id").isNotNull()
+    same_file = F.lit(True)
+    for name in ("length", "modified"):
+        same_file &= F.col(f"old.{name}").eqNullSafe(F.col(f"new.{name}"))
+    said_otherwise = F.lit(False)
+    for name in _SAID_OF_PATHS:
+        said_otherwise |= ~F.col(f"old.{name}").eqNullSafe(F.col(f"new.{name}"))
+    kinds = {
+        "new": ~old & new,
+        "gone": old & ~new,
+        "changed": old & new & ~same_file,
+        "read_otherwise": old & new & said_otherwise,
+    }
+    image_id = F.coalesce("old.image_id", "new.image_id")
+    (row,) = both.agg(
+        *(F.count(F.when(holds, 1)).alias(f"n_{kind}") for kind, holds in kinds.items()),
+        *(F.min(F.when(holds, image_id)).alias(f"first_{kind}") for kind, holds in kinds.items()),
+    ).collect()
+    return dict(row.asDict())
+
+
+def _join(spark: SparkSession, manifest: Path, staged: Path, *, refresh: bool) -> DataFrame:
+    """Return the listing that follows from the stored one and a new one.
+
+    Without ``refresh``, an image that stood in the stored one stays as it was, but for its place.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    if refresh:
+        return read_columns(spark, staged, LISTING_COLUMNS)
+    was = F.col("old.image_id").isNotNull()
+    columns = [
+        F.coalesce("new.path", "old.path").alias("path")
+        if name == "path"
+        else F.when(was, F.col(f"old.{name}")).otherwise(F.col(f"new.{name}")).alias(name)
+        for name in LISTING_COLUMNS
+    ]
+    return (
+        _side_by_side(spark, manifest, staged)
+        .select(*columns)
+        .repartition(1)
+        .sortWithinPartitions("image_id")
+    )
+
+
+def _side_by_side(spark: SparkSession, manifest: Path, staged: Path) -> DataFrame:
+    from pyspark.sql import functions as F  # noqa: N812
+
+    old, new = (read_columns(spark, place, LISTING_COLUMNS) for place in (manifest, staged))
+    same = F.col("old.image_id") == F.col("new.image_id")
+    return old.alias("old").join(new.alias("new"), same, "full_outer")

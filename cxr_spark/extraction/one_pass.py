@@ -1,4 +1,4 @@
-"""One pass over the images: every backbone runs, features are written, failures come back."""
+"""One pass over images, shard by shard: every backbone runs, features and failures come back."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr_spark.extraction.account import Failure
 from cxr_spark.extraction.load import LoadedBackbone
+from cxr_spark.extraction.shards import Failure
 from cxr_spark.extraction.store import (
     ERROR_COLUMNS,
     FEATURE_COLUMNS,
     FEATURE_MAP_COLUMNS,
-    MANIFEST_COLUMNS,
-    Listing,
     schema,
 )
 from cxr_spark.extraction.worker import (
     Extraction,
+    Extractor,
     Placement,
     make_extractor,
     make_warmer,
     result_columns,
 )
 from cxr_spark.files import location
-from cxr_spark.spark import progress
+from cxr_spark.spark import Progress
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
-# A task holds at most so many images, so that a lost one costs little; what runs one task at a
-# time, a core or a GPU with its cores, has at least so many of them.
+# A task of one backbone has at most so many images, so that what a kill loses is minutes.
 IMAGES_A_TASK = 4096
-TASKS_A_SLOT = 4
+# A run has at least so many shards, where each can have so many images.
+SHARDS_A_RUN, IMAGES_A_SHARD = 4, 128
+SHARDS_AT_ONCE = 2
 
 PARQUET: dict[str, str | int] = {
     # petastorm hands over a row group at a time: 32 MB are 160 feature maps of ResNet50.
@@ -51,36 +54,95 @@ PARQUET: dict[str, str | int] = {
 }
 
 
+@dataclass(frozen=True)
+class PassedShard:
+    """One shard, written.
+
+    Attributes:
+        name: new in every run.
+        folder: holds one folder ``fingerprint=...`` a backbone; none where no image was of use.
+        failures: the images that could not be used.
+    """
+
+    name: str
+    folder: Path
+    failures: tuple[Failure, ...]
+
+
 def run_pass(
     spark: SparkSession,
-    manifest: DataFrame,
-    listing: Listing,
+    images: DataFrame,
+    n_images: int,
     backbones: Sequence[LoadedBackbone],
     folder: Path,
     *,
     feature_maps: bool,
-) -> list[Failure]:
-    """Run all backbones over all images once.
+    done: Callable[[PassedShard], None],
+) -> None:
+    """Run all backbones over images once, shard by shard.
+
+    Each shard is a Spark job; two run at once, so that no core waits while one ends.
 
     Args:
         spark: the session.
-        manifest: the images found.
-        listing: how many they are.
+        images: rows of ``MANIFEST_COLUMNS``.
+        n_images: how many they are, at least one.
         backbones: which to run.
-        folder: where features go, one partition for each fingerprint.
+        folder: where shards are written.
         feature_maps: whether to write feature maps as well.
-
-    Returns:
-        The images that could not be used.
+        done: called with each shard, in this thread, as soon as it is written.
     """
-    n_usable = listing.n_images - listing.n_refused
     extractions = ship(spark, backbones)
+    placement = placement_of(spark)
+    n_shards, n_tasks = cut(n_images, slots(spark, placement), len(backbones))
+    # A million images are listed in one file, which each shard would read anew.
+    images = images.withColumn("shard", shard_of(n_shards)).persist()
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{uuid.uuid4().hex[:6]}"
+    watched = Progress(spark, "extracting", n_images, n_shards * (n_tasks + 1))
     began = time.monotonic()
-    with progress(spark, "extracting", n_usable):
-        failures = _write_features(spark, manifest, extractions, n_usable, folder, feature_maps)
+
+    def write(k: int) -> PassedShard:
+        watched.join()
+        staged = folder / f"{stamp}-{k:05d}"
+        rows = images.where(f"shard = {k}").drop("shard")
+        extractor = make_extractor(
+            extractions, extractions[0].identity.image_size, placement, feature_maps=feature_maps
+        )
+        failures = _write_features(rows, n_tasks, extractor, staged, feature_maps=feature_maps)
+        return PassedShard(staged.name, staged, failures)
+
+    with watched, ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        written = [pool.submit(write, k) for k in range(n_shards)]
+        try:
+            for shard in as_completed(written):
+                watched.n_errors += len(shard.result().failures)
+                done(shard.result())
+        except BaseException:
+            for shard in written:
+                shard.cancel()
+            watched.cancel()
+            raise
+    images.unpersist()
     seconds = time.monotonic() - began
-    log.info("extracted: %d images in %.1f s, %.1f images/s", n_usable, seconds, n_usable / seconds)
-    return failures
+    log.info("extracted: %d images in %.1f s, %.1f images/s", n_images, seconds, n_images / seconds)
+
+
+def cut(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int]:
+    """Return the number of shards, and of the tasks of each.
+
+    A shard that fills the cluster has as many tasks as run at once. It is no larger than what one
+    may lose, and no run of some length has so few that a kill costs much of it.
+    """
+    largest = n_slots * max(1, IMAGES_A_TASK // n_backbones)
+    n_shards = max(math.ceil(n_images / largest), min(SHARDS_A_RUN, n_images // IMAGES_A_SHARD), 1)
+    return n_shards, max(1, min(n_slots, n_images // n_shards))
+
+
+def shard_of(n_shards: int) -> Column:
+    """Return the shard of an image, which follows from its name alone."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    return F.pmod(F.xxhash64("image_id"), F.lit(n_shards)).cast("int")
 
 
 def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extraction]:
@@ -104,33 +166,15 @@ def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
 
 
 def _write_features(
-    spark: SparkSession,
-    manifest: DataFrame,
-    extractions: list[Extraction],
-    n_usable: int,
-    folder: Path,
-    feature_maps: bool,
-) -> list[Failure]:
+    images: DataFrame, n_tasks: int, extractor: Extractor, folder: Path, *, feature_maps: bool
+) -> tuple[Failure, ...]:
     """Write the features of all backbones, partitioned by fingerprint; return the failed images."""
     from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
-    placement = placement_of(spark)
-    n_tasks = min(
-        max(TASKS_A_SLOT * slots(spark, placement), math.ceil(n_usable / IMAGES_A_TASK)), n_usable
-    )
-    # Tasks of one size, so that no core waits for another's; what is in them follows from the
-    # manifest and their number, so that batches are the same in every run on as many cores.
-    tasks = (
-        manifest.where("error IS NULL")
-        .select(*MANIFEST_COLUMNS)
-        .repartition(n_tasks)
-        .sortWithinPartitions("image_id")
-    )
-    columns = result_columns(feature_maps)
-    (image_size,) = {extraction.identity.image_size for extraction in extractions}
-    extractor = make_extractor(extractions, image_size, placement, feature_maps=feature_maps)
-    rows = tasks.mapInPandas(extractor, schema(columns))
+    # Tasks of one size, so that no core waits for another's.
+    tasks = images.repartition(n_tasks).sortWithinPartitions("image_id")
+    rows = tasks.mapInPandas(extractor, schema(result_columns(feature_maps)))
     failures = Observation("failures")
     # As JSON, since PySpark returns no arrays of structs from an observation.
     failed = F.to_json(F.collect_list(F.when(F.col("error").isNotNull(), F.struct(*ERROR_COLUMNS))))
@@ -143,7 +187,8 @@ def _write_features(
         .partitionBy("fingerprint")
         .parquet(location(folder))
     )
-    return [tuple(row[name] for name in ERROR_COLUMNS) for row in json.loads(failures.get["rows"])]
+    told = json.loads(failures.get["rows"])
+    return tuple(tuple(row[name] for name in ERROR_COLUMNS) for row in told)
 
 
 def placement_of(spark: SparkSession) -> Placement:

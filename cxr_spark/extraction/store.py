@@ -4,6 +4,8 @@ FEATURES/
   manifest/                     Parquet, a row for every image found; _manifest.json beside
   <fingerprint>/                Parquet, a row for every image used; _extraction.json beside
   errors/fingerprint=.../       Parquet, a row for every image that could not be used
+  _parts/<fingerprint>/         what an extraction that is not finished has computed: see shards.py
+  _lock                         the run that writes there now
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,14 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """One Parquet file of a data set, as it was when the extraction was finished."""
+
+    n_bytes: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
 class ExtractionRecord:
     """What ``_extraction.json`` holds: the identity, and how the features came to be.
 
@@ -121,6 +129,7 @@ class ExtractionRecord:
         limit: how many images a sample was cut to; None for all of a folder.
         demonstration: why the features say nothing of real X-rays, or an empty string.
         spark: versions and the Spark configuration that made them.
+        files: the data set's Parquet files by name.
     """
 
     identity: Identity
@@ -133,6 +142,7 @@ class ExtractionRecord:
     limit: int | None
     demonstration: str
     spark: dict[str, Any]
+    files: dict[str, StoredFile]
 
     @property
     def fingerprint(self) -> str:
@@ -155,40 +165,56 @@ class ExtractionRecord:
 RECORD_NAME = "_extraction.json"
 
 
+def record_content(record: ExtractionRecord) -> dict[str, Any]:
+    """Return a record as JSON holds it, with the digest by which a change of it is noticed."""
+    fields = {"fingerprint": record.fingerprint, **dataclasses.asdict(record)}
+    content: dict[str, Any] = json.loads(json.dumps(fields, default=str))
+    return {**content, "digest": _digest(content)}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_record(folder: Path, record: ExtractionRecord) -> None:
     """Write ``_extraction.json`` into a data set's folder."""
-    write_json(
-        folder / RECORD_NAME, {"fingerprint": record.fingerprint, **dataclasses.asdict(record)}
-    )
+    write_json(folder / RECORD_NAME, record_content(record))
 
 
 def read_record(folder: Path) -> ExtractionRecord:
     """Read ``_extraction.json`` of a data set.
 
     Raises:
-        UserError: the file is missing, is no such record, or its identity has been changed.
+        UserError: the file is missing, is no such record, or has been changed since.
     """
     file = folder / RECORD_NAME
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        stated = fields.pop("fingerprint")
-        identity = dict(fields.pop("identity"))
-        identity["image_size"] = tuple(identity["image_size"])
-        shape = fields.pop("feature_map_shape")
-        record = ExtractionRecord(
-            Identity(**identity), feature_map_shape=shape and tuple(shape), **fields
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = parse_record(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"Expected the record of an extraction. Received: {file} ({error})"
         ) from error
-    if not stated == record.fingerprint == folder.name:
+    if record is None or record.fingerprint != folder.name:
         raise UserError(
-            f"Expected {file} to describe the extraction {folder.name}. "
-            "Received: one whose identity has the "
-            f"fingerprint {record.fingerprint}. Extract again with --overwrite."
+            f"Expected {file} to be as the extraction {folder.name} left it. Received: another "
+            "text, which says nothing certain of these features. Extract again with --overwrite."
         )
     return record
+
+
+def parse_record(content: dict[str, Any]) -> ExtractionRecord | None:
+    """Return the record of ``record_content``, or None where it has been changed."""
+    fields = dict(content)
+    if fields.pop("digest") != _digest(fields):
+        return None
+    del fields["fingerprint"]
+    identity = dict(fields.pop("identity"))
+    identity["image_size"] = tuple(identity["image_size"])
+    shape = fields.pop("feature_map_shape")
+    files = {name: StoredFile(**stated) for name, stated in fields.pop("files").items()}
+    return ExtractionRecord(
+        Identity(**identity), feature_map_shape=shape and tuple(shape), files=files, **fields
+    )
 
 
 def list_extractions(features: Path) -> list[ExtractionRecord]:
@@ -197,84 +223,30 @@ def list_extractions(features: Path) -> list[ExtractionRecord]:
     return sorted(found, key=lambda record: (record.identity.backbone, record.fingerprint))
 
 
-def commit(features: Path, staged: Path, staged_errors: Path, record: ExtractionRecord) -> None:
-    """Move one backbone's features and errors from the staging area into their place.
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder that readers of a data set take, by name."""
+    return sorted(file for file in folder.glob("*.parquet") if file.name[0] not in "_.")
+
+
+def check_files(features: Path, record: ExtractionRecord) -> None:
+    """Refuse a data set whose files are not those that its extraction left.
 
     Raises:
-        RuntimeError: rows and errors do not add up to the images found.
+        UserError: names the first file that is missing, was cut or replaced, or is not of the set.
     """
-    if record.n_rows + record.n_errors != record.n_images:
-        raise RuntimeError(
-            f"{record.describe()}: {record.n_images} images in, "
-            f"but {record.n_rows} rows and {record.n_errors} errors"
+    folder = features / record.fingerprint
+    found = {file.name: file.stat().st_size for file in parquet_files(folder)}
+    for name in sorted({*found, *record.files}):
+        stated = record.files.get(name)
+        if stated is not None and found.get(name) == stated.n_bytes:
+            continue
+        if stated is None:
+            what = "which is not one of them"
+        elif name not in found:
+            what = f"which is missing, and {stated.n_rows} images with it"
+        else:
+            what = f"of {found[name]} bytes, where {stated.n_bytes} were written"
+        raise UserError(
+            f"Expected the files that {folder / RECORD_NAME} names. Received: {folder / name}, "
+            f"{what}. Extract again with --overwrite, or run extract again where it was stopped."
         )
-    write_record(staged, record)
-    places = (
-        features / "errors" / f"fingerprint={record.fingerprint}",
-        features / record.fingerprint,
-    )
-    for source, place in zip((staged_errors, staged), places, strict=True):
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(exist_ok=True)
-        source.rename(place)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images that a features folder is made of.
-
-    Attributes:
-        n_images: how many were found.
-        n_refused: how many of them have a path that the adapter does not recognise.
-        digest: of the set of their names, sizes, times, and what the paths say.
-        limit: how many images a sample was cut to; None for all of a folder.
-    """
-
-    n_images: int
-    n_refused: int
-    digest: str
-    limit: int | None = None
-
-    def is_of_same_images(self, other: Listing) -> bool:
-        """Return whether two listings are of the same images, however they were chosen."""
-        return (self.n_images, self.digest) == (other.n_images, other.digest)
-
-
-def write_listing_record(manifest: Path, listing: Listing) -> None:
-    """Write the record into a manifest's folder; without it the folder is not ours."""
-    write_json(manifest / "_manifest.json", dataclasses.asdict(listing))
-
-
-def read_listing_record(features: Path) -> Listing | None:
-    """Return the record of a features folder's manifest, or None where it has none.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    file = features / "manifest" / "_manifest.json"
-    if not file.exists():
-        return None
-    try:
-        return Listing(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"Expected the record of a manifest. Received: {file} ({error})") from error
-
-
-def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -> None:
-    """Remove extractions of a features folder, so that they are computed afresh.
-
-    Where the folder is of the same images, the named extractions go and others stay; where it is of
-    other images, all go. What is not the store's is never touched.
-    """
-    stored = read_listing_record(features)
-    if stored is None:
-        return
-    if stored.is_of_same_images(listing):
-        for fingerprint in fingerprints:
-            shutil.rmtree(features / fingerprint, ignore_errors=True)
-            shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
-        return
-    for record in features.glob(f"*/{RECORD_NAME}"):
-        shutil.rmtree(record.parent)
-    for name in ("manifest", "errors"):
-        shutil.rmtree(features / name, ignore_errors=True)

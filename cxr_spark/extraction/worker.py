@@ -19,6 +19,7 @@ import pandas as pd
 
 from cxr_spark.dataset.listing import uri_to_path
 from cxr_spark.engine.device import Device, choose_device
+from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
     PreparedImage,
@@ -95,7 +96,8 @@ def make_extractor(
 
     It takes rows of the manifest and yields, for each image, one row a backbone; or one row with
     ``stage`` and ``error`` for an image that cannot be read or decoded. Such an image never reaches
-    a backbone. Each image is decoded and resized once.
+    a backbone. Each image is decoded and resized once. Where a backbone gives what are no features,
+    one row of stage 'features' stands for a group of images.
 
     On a processor one thread does it all in turn, since every core has such a task. For a GPU
     ``task_cpus`` threads decode the next rows, another computes, and this one hands over results.
@@ -138,16 +140,25 @@ def _extract(
     for rows, images in prepare_groups(groups, image_size, threads=threads):
         usable, pixels, errors = _divide(rows, images)
         if len(errors):
-            yield errors.assign(pooled=None, feature_map=None).reindex(columns=columns)
+            yield _without_features(errors, columns)
         if not pixels:
             continue
         for extraction, forward in zip(extractions, forwards, strict=True):
             outputs = run_batches(
                 forward, pixels, BATCH_SIZE[device.kind], padded=device.kind == "GPU"
             )
+            if problem := find_degenerate(outputs[0], pixels):
+                told = f"{extraction.identity.backbone} gave features that are {problem}"
+                failed = usable.head(1).assign(stage="features", error=told)
+                yield _without_features(failed, columns)
+                continue
             yield usable.assign(
                 fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
             ).reindex(columns=columns)
+
+
+def _without_features(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return rows.assign(pooled=None, feature_map=None).reindex(columns=columns)
 
 
 def _divide(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ERROR_COLUMNS, ExtractionRecord
+from cxr_spark.extraction.store import ERROR_COLUMNS, ExtractionRecord, check_files
 from cxr_spark.files import location
 
 # What a head takes, as ``Head.takes`` names it, and the columns that hold it.
@@ -67,6 +67,7 @@ def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
             that petastorm would unpickle.
     """
     names = ("image_id", "finding", "patient_id", "official_split")
+    check_files(features, record)
     folder = features / record.fingerprint
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for table in _tables(folder, names, workers_count=2):

@@ -46,7 +46,9 @@ PREDICTION_SCHEMA = pa.schema(
 # Not compared: where results go and images lie does not make another experiment.
 _PLACES = {"name", "images", "features", "run", "feature_maps"}
 # Not stored: the extractions themselves tell it, and are compared by their digests.
-_TOLD_ELSEWHERE = {"weights", "precision", "limit", "extraction", "overwrite"}
+_TOLD_ELSEWHERE = {
+    "weights", "precision", "limit", "extraction", "overwrite", "refresh", "max_error_fraction",
+}  # fmt: skip
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds")
 _OURS = ("experiment.json", "heads", "predictions", "results.csv", "report.html", "figures")

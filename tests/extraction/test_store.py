@@ -2,21 +2,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.errors import UserError
+from cxr_spark.extraction.job import clear_store
+from cxr_spark.extraction.listing import Listing, write_listing_record
+from cxr_spark.extraction.shards import (
+    commit_shard,
+    finish,
+    parts_of,
+    read_shards,
+    recover,
+)
 from cxr_spark.extraction.store import (
     RECORD_NAME,
     ExtractionRecord,
     Identity,
-    Listing,
-    clear_store,
-    commit,
+    check_files,
     list_extractions,
     read_record,
-    write_listing_record,
 )
 
 IDENTITY = Identity("ResNet50", "d" * 64, "none", (224, 224))
@@ -34,15 +43,29 @@ def make_record(**changes: object) -> ExtractionRecord:
         "limit": None,
         "demonstration": "",
         "spark": {},
+        "files": {},
     }
     return ExtractionRecord(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def make_store(features: Path, record: ExtractionRecord) -> None:
-    staged, errors = features / "_staging" / "rows", features / "_staging" / "errors"
-    staged.mkdir(parents=True)
-    errors.mkdir()
-    commit(features, staged, errors, record)
+def write_rows(folder: Path, *image_ids: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image_id": list(image_ids)}), folder / "part-0.parquet")
+    return folder
+
+
+def make_store(features: Path, record: ExtractionRecord) -> ExtractionRecord:
+    """Two shards of a row each, and the end of the extraction."""
+    parts = parts_of(features, record.fingerprint, feature_maps=True)
+    for name in ("a", "b"):
+        commit_shard(parts, name, write_rows(features / "_staging" / name, name), [])
+    return finish(features, parts, make_errors(features), record)
+
+
+def make_errors(features: Path) -> Path:
+    folder = features / "_staging" / "errors"
+    folder.mkdir(parents=True)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -66,16 +89,119 @@ def test_the_fingerprint_never_changes() -> None:
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    record = make_record()
-    make_store(tmp_path, record)
+    record = make_store(tmp_path, make_record())
     assert list_extractions(tmp_path) == [record]
+    assert {name: file.n_rows for name, file in record.files.items()} == {
+        "a-part-0.parquet": 1,
+        "b-part-0.parquet": 1,
+    }
     assert (tmp_path / "errors" / f"fingerprint={record.fingerprint}").is_dir()
+    assert not (tmp_path / "_parts").exists()
+    check_files(tmp_path, record)
 
 
-def test_images_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="3 images in, but 2 rows and 0 errors"):
-        make_store(tmp_path, make_record(n_errors=0))
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n_errors": 0}, "2 rows .2 in its files. and 0 errors"),
+        ({"n_rows": 1, "n_errors": 2}, "1 rows .2 in"),
+    ],
+)
+def test_images_that_do_not_add_up_are_refused(
+    tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"3 images in, but {told}"):
+        make_store(tmp_path, make_record(**change))
     assert list_extractions(tmp_path) == []
+
+
+@pytest.mark.parametrize("n_moved", [0, 1, 2])
+def test_an_end_that_was_killed_is_done_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_moved: int
+) -> None:
+    record, moved = make_record(), []
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.suffix == ".parquet" and self.parent.parent.parent.name == "_parts":
+            if len(moved) == n_moved:
+                raise KeyboardInterrupt
+            moved.append(target)
+        elif n_moved == 2 and self.name == "_errors":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_store(tmp_path, record)
+    monkeypatch.undo()
+    assert len(moved) == n_moved
+    assert list_extractions(tmp_path) == []
+    recover(tmp_path)
+    (found,) = list_extractions(tmp_path)
+    check_files(tmp_path, found)
+    assert dataclasses.replace(found, files={}) == record
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "_staging") == [
+        record.fingerprint,
+        "errors",
+    ]
+
+
+def test_more_shards_join_a_data_set_and_replace_files_of_it(tmp_path: Path) -> None:
+    first = make_store(tmp_path, make_record())
+    parts = parts_of(tmp_path, first.fingerprint, feature_maps=True)
+    staged = write_rows(tmp_path / "_staging" / "c", "b", "c")
+    commit_shard(parts, "c", staged, [], ["b-part-0.parquet"])
+    assert [shard.replaces for shard in read_shards(parts)] == [("b-part-0.parquet",)]
+    second = finish(
+        tmp_path, parts, make_errors_again(tmp_path), make_record(n_images=4, n_rows=3),
+        kept=["a-part-0.parquet"],
+    )  # fmt: skip
+    assert list(second.files) == ["a-part-0.parquet", "c-part-0.parquet"]
+    check_files(tmp_path, second)
+    assert list_extractions(tmp_path) == [second]
+
+
+def make_errors_again(features: Path) -> Path:
+    folder = features / "_staging" / "more-errors"
+    folder.mkdir()
+    return folder
+
+
+def test_a_shard_that_was_cut_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = tmp_path / "_parts" / "x"
+    failure = ("i", "file:///i", 3, "decode", "no image")
+    for name in ("a", "b", "c"):
+        commit_shard(parts, name, write_rows(tmp_path / name, name), [failure])
+    file = parts / "a" / "part-0.parquet"
+    file.write_bytes(file.read_bytes()[:-1])
+    (parts / "c" / "_shard.json").write_text("{")
+    (kept,) = read_shards(parts)
+    assert (kept.folder.name, kept.failures) == ("b", (failure,))
+    assert not (parts / "a").exists()
+    assert "c is damaged: its images are computed again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (
+            lambda folder: (folder / "a-part-0.parquet").unlink(),
+            "a-part-0.parquet, which is missing, and 1 images",
+        ),
+        (
+            lambda folder: (folder / "a-part-0.parquet").write_bytes(b"PAR1"),
+            "a-part-0.parquet, of 4 bytes, where",
+        ),
+        (lambda folder: write_rows(folder, "z"), "part-0.parquet, which is not one of them"),
+    ],
+    ids=["missing", "cut", "foreign"],
+)
+def test_files_that_are_not_as_they_were_left_are_named(tmp_path: Path, damage, told: str) -> None:
+    record = make_store(tmp_path, make_record())
+    damage(tmp_path / record.fingerprint)
+    with pytest.raises(UserError, match=told):
+        check_files(tmp_path, record)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +209,14 @@ def test_images_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     [
         lambda text: text.replace('"none"', '"keras"'),
         lambda text: text.replace("dddd", "eeee"),
+        lambda text: text.replace('"n_rows": 2', '"n_rows": 3'),
         lambda text: text[:50],
         lambda text: json.dumps({"fingerprint": "x"}),
     ],
-    ids=["preprocessing", "digest", "cut", "other"],
+    ids=["preprocessing", "digest", "rows", "cut", "other"],
 )
 def test_an_edited_record_is_refused(tmp_path: Path, damage) -> None:
-    record = make_record()
-    make_store(tmp_path, record)
+    record = make_store(tmp_path, make_record())
     file = tmp_path / record.fingerprint / RECORD_NAME
     file.write_text(damage(file.read_text()))
     with pytest.raises(UserError, match=RECORD_NAME):
@@ -104,12 +230,13 @@ def test_clearing_leaves_other_extractions_of_the_same_images_and_foreign_files(
     one, two = make_record(), make_record(identity=dataclasses.replace(IDENTITY, contract=2))
     (tmp_path / "notes").mkdir()
     clear_store(tmp_path, listing, [one.fingerprint])  # no store yet
+    stored = []
     for record in (one, two):
-        make_store(tmp_path, record)
-        (tmp_path / "_staging").rmdir()
+        stored.append(make_store(tmp_path, record))
+        shutil.rmtree(tmp_path / "_staging")
     (tmp_path / "manifest").mkdir()
     write_listing_record(tmp_path / "manifest", listing)
     clear_store(tmp_path, listing, [one.fingerprint])
-    assert list_extractions(tmp_path) == [two]
+    assert list_extractions(tmp_path) == stored[1:]
     clear_store(tmp_path, Listing(4, 0, "1"), [one.fingerprint])
     assert [p.name for p in tmp_path.iterdir()] == ["notes"]

@@ -14,7 +14,8 @@ import pytest
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, Identity, commit
+from cxr_spark.extraction.shards import finish
+from cxr_spark.extraction.store import ExtractionRecord, Identity
 from cxr_spark.stages import run_report, run_train
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.inputs import open_inputs
@@ -49,6 +50,7 @@ def make_store(
         limit=None,
         demonstration="Demonstration: made up.",
         spark={"version": "4", "default_parallelism": 2, "conf": {}},
+        files={},
     )
     scale = np.abs(pooled).max(axis=1)
     columns = {
@@ -69,8 +71,7 @@ def make_store(
     fields = [("image_id", "string"), ("path", "string"), ("length", "int64")]
     schema = pa.schema([*fields, ("stage", "string"), ("error", "string")])
     pq.write_table(schema.empty_table(), staged / "errors" / "part-0.parquet")
-    commit(features, staged / "rows", staged / "errors", record)
-    return record
+    return finish(features, staged / "rows", staged / "errors", record)
 
 
 def make_experiment(tmp_path: Path, **changes: object) -> Experiment:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import threading
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, Identity, commit
+from cxr_spark.extraction.shards import finish
+from cxr_spark.extraction.store import ExtractionRecord, Identity, StoredFile
 from cxr_spark.training.reader import (
     feature_shape,
     read_errors,
@@ -40,6 +42,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
             "limit": None,
             "demonstration": "",
             "spark": {},
+            "files": {},
             **changes,
         },  # type: ignore[arg-type]
     )
@@ -69,8 +72,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
         "error": ["no"],
     }
     pq.write_table(pa.table(error), errors / "part-0.parquet")
-    commit(features, rows, errors, record)
-    return record
+    return finish(features, rows, errors, record)
 
 
 @pytest.mark.parametrize("folder", ["features", "with space and ä"])
@@ -147,8 +149,10 @@ def test_row_groups_come_in_parts_of_some_megabytes_with_every_row_once(
 
 def test_a_file_without_rows_is_passed_over(tmp_path: Path, rng: np.random.Generator) -> None:
     record = make_store(tmp_path, rng)
-    folder = tmp_path / record.fingerprint
-    pq.write_table(pq.read_table(folder / "part-0.parquet")[:0], folder / "part-2.parquet")
+    file = tmp_path / record.fingerprint / "part-2.parquet"
+    pq.write_table(pq.read_table(file.with_name("part-0.parquet"))[:0], file)
+    files = {**record.files, file.name: StoredFile(file.stat().st_size, 0)}
+    record = dataclasses.replace(record, files=files)
     image_id = read_keys(tmp_path, record).image_id
     groups = stream_inputs(tmp_path, record, "pooled", image_id)
     assert sum(len(group.positions) for group in groups) == N

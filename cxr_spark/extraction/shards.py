@@ -1,0 +1,234 @@
+"""What an extraction has computed so far: shards, each there whole or not at all.
+
+FEATURES/_parts/<fingerprint>[-maps]/
+  <shard>/part-*.parquet        rows of features
+  <shard>/_shard.json           the images of the shard that could not be used
+  _finish.json, _errors/        while it is moved into its place: see ``finish``
+
+A shard becomes part of an extraction by the one rename of its folder. The images of a shard are
+those that it holds rows or failures of: whatever is not there yet is still to be computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr_spark.errors import UserError
+from cxr_spark.extraction.store import (
+    ExtractionRecord,
+    StoredFile,
+    parquet_files,
+    parse_record,
+    record_content,
+    write_record,
+)
+from cxr_spark.files import write_json
+
+log = logging.getLogger(__name__)
+
+PARTS = "_parts"
+_SHARD_NAME = "_shard.json"
+_FINISH_NAME = "_finish.json"
+_ERRORS = "_errors"
+
+Failure = tuple[str, str, int, str, str]  # in the order of ERROR_COLUMNS
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that has been committed.
+
+    Attributes:
+        folder: of its files.
+        failures: its images that could not be used.
+        replaces: names of files of the finished data set whose rows it holds, as far as they stay.
+    """
+
+    folder: Path
+    failures: tuple[Failure, ...]
+    replaces: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """Its Parquet files."""
+        return parquet_files(self.folder)
+
+
+def parts_of(features: Path, fingerprint: str, *, feature_maps: bool) -> Path:
+    """Return the folder of an unfinished extraction; with maps it is another than without."""
+    return features / PARTS / f"{fingerprint}{'-maps' if feature_maps else ''}"
+
+
+def commit_shard(
+    parts: Path,
+    name: str,
+    staged: Path,
+    failures: Sequence[Failure],
+    replaces: Sequence[str] = (),
+) -> Shard:
+    """Make a shard part of an extraction.
+
+    Args:
+        parts: the extraction's folder.
+        name: of the shard, new.
+        staged: where Spark wrote it, on the same file system; missing where it has no rows.
+        failures: its images that could not be used.
+        replaces: as in ``Shard``.
+    """
+    staged.mkdir(parents=True, exist_ok=True)
+    sizes = {file.name: file.stat().st_size for file in parquet_files(staged)}
+    content = {"failures": failures, "files": sizes, "replaces": list(replaces)}
+    write_json(staged / _SHARD_NAME, content)
+    parts.mkdir(parents=True, exist_ok=True)
+    staged.rename(parts / name)
+    return Shard(parts / name, tuple(failures), tuple(replaces))
+
+
+def read_shards(parts: Path) -> list[Shard]:
+    """Return what an extraction has computed; a damaged shard is removed, to be computed again."""
+    shards = []
+    for file in sorted(parts.glob(f"*/{_SHARD_NAME}")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            failures = tuple((i, p, int(n), s, e) for i, p, n, s, e in content["failures"])
+            shard = Shard(file.parent, failures, tuple(content["replaces"]))
+            whole = content["files"] == {f.name: f.stat().st_size for f in shard.files}
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if whole:
+            shards.append(shard)
+        else:
+            log.warning("%s is damaged: its images are computed again", file.parent)
+            shutil.rmtree(file.parent)
+    return shards
+
+
+def finish(
+    features: Path,
+    parts: Path,
+    staged_errors: Path,
+    record: ExtractionRecord,
+    *,
+    kept: Iterable[str] = (),
+) -> ExtractionRecord:
+    """Make an extraction's shards its data set.
+
+    The intention is written first; whatever of it is left undone, ``recover`` does.
+
+    Args:
+        features: the features folder.
+        parts: holds the Parquet files, in folders or not, and nothing else that is wanted.
+        staged_errors: the folder of the errors table, on the same file system.
+        record: of the extraction; its ``files`` are filled in here.
+        kept: names of the data set's present files that stay; others go.
+
+    Returns:
+        The record with its files.
+
+    Raises:
+        RuntimeError: rows and errors do not add up to the images found, or to the files' rows.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    moves = {
+        str(file.relative_to(parts)): str(file.relative_to(parts)).replace("/", "-")
+        for folder in (parts, *sorted(path for path in parts.iterdir() if path.is_dir()))
+        for file in parquet_files(folder)
+        if folder.name != _ERRORS
+    }
+    place = features / record.fingerprint
+    files = {name: place / name for name in kept}
+    files |= {name: parts / source for source, name in moves.items()}
+    record = dataclasses.replace(
+        record, files={name: _stored(files[name]) for name in sorted(files)}
+    )
+    n_stored = sum(file.n_rows for file in record.files.values())
+    if record.n_rows + record.n_errors != record.n_images or n_stored != record.n_rows:
+        raise RuntimeError(
+            f"{record.describe()}: {record.n_images} images in, but {record.n_rows} rows "
+            f"({n_stored} in its files) and {record.n_errors} errors"
+        )
+    shutil.rmtree(parts / _ERRORS, ignore_errors=True)
+    staged_errors.rename(parts / _ERRORS)
+    write_json(parts / _FINISH_NAME, {"record": record_content(record), "moves": moves})
+    _roll_forward(features, parts, record, moves)
+    return record
+
+
+def recover(features: Path) -> None:
+    """Finish what a killed run had begun to move into its place.
+
+    Raises:
+        UserError: what it left there has been changed.
+    """
+    for file in sorted((features / PARTS).glob(f"*/{_FINISH_NAME}")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            record, moves = parse_record(content["record"]), dict(content["moves"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            record = None
+        if record is None:
+            raise UserError(
+                f"Expected what a stopped run had begun. Received: {file}, which is damaged. "
+                "Extract again with --overwrite."
+            )
+        log.info("finishing the extraction %s, which was stopped at its end", record.fingerprint)
+        _roll_forward(features, file.parent, record, moves)
+
+
+def _roll_forward(
+    features: Path, parts: Path, record: ExtractionRecord, moves: dict[str, str]
+) -> None:
+    """Do what is still to be done of a finish; each step may have been done before."""
+    place = features / record.fingerprint
+    place.mkdir(exist_ok=True)
+    for source, name in moves.items():
+        if (parts / source).exists():
+            (parts / source).rename(place / name)
+    if (parts / _ERRORS).exists():
+        errors = features / "errors" / f"fingerprint={record.fingerprint}"
+        shutil.rmtree(errors, ignore_errors=True)
+        errors.parent.mkdir(exist_ok=True)
+        (parts / _ERRORS).rename(errors)
+    write_record(place, record)
+    for file in parquet_files(place):
+        if file.name not in record.files:
+            file.unlink()
+    # Last of all goes what says that there is something to do.
+    for path in parts.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    shutil.rmtree(parts)
+    if not any(parts.parent.iterdir()):
+        parts.parent.rmdir()
+
+
+def _stored(file: Path) -> StoredFile:
+    try:
+        return StoredFile(file.stat().st_size, pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"Expected Parquet in {file}. Received: {type(error).__name__}: {error}. "
+            "Extract again with --overwrite."
+        ) from error
+
+
+def has_parts(features: Path) -> bool:
+    """Return whether a features folder holds shards of an unfinished extraction."""
+    return any((features / PARTS).glob(f"*/*/{_SHARD_NAME}"))
+
+
+def clear_parts(features: Path, fingerprint: str | None = None) -> None:
+    """Remove the unfinished extraction of a fingerprint, or all of them."""
+    for parts in (features / PARTS).glob(f"{fingerprint or ''}*"):
+        shutil.rmtree(parts)
+    if (features / PARTS).is_dir() and not any((features / PARTS).iterdir()):
+        (features / PARTS).rmdir()

@@ -1,0 +1,236 @@
+"""An extraction that was stopped, that grows, and that has too many errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_spark.errors import RunFailed, UserError
+from cxr_spark.extraction import resume
+from cxr_spark.extraction.one_pass import cut
+from cxr_spark.extraction.store import check_files, list_extractions
+from tests.extraction.test_job import read, read_errors, run
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four shards of the 90 phantoms."""
+    monkeypatch.setattr("cxr_spark.extraction.one_pass.IMAGES_A_SHARD", 10)
+
+
+@pytest.fixture
+def images(phantoms: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    shutil.copytree(phantoms, root)
+    return root
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass was asked to compute."""
+    asked: list[int] = []
+    run_pass = resume.run_pass
+
+    def counted(spark, images, n_images, *rest, **named):
+        asked.append(n_images)
+        return run_pass(spark, images, n_images, *rest, **named)
+
+    monkeypatch.setattr(resume, "run_pass", counted)
+    return asked
+
+
+def first_images(root: Path, n: int) -> list[Path]:
+    return sorted((root / "train" / "PNEUMONIA").iterdir())[:n]
+
+
+def assert_same_features(one: pd.DataFrame, two: pd.DataFrame) -> None:
+    assert one["image_id"].tolist() == two["image_id"].tolist()
+    stored, new = np.stack(one["pooled"]), np.stack(two["pooled"])
+    distance = np.linalg.norm(stored - new, axis=1) / np.linalg.norm(stored, axis=1)
+    assert distance.max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_slots", "n_backbones", "expected"),
+    [
+        (1, 2, 1, (1, 1)),
+        (90, 2, 1, (4, 2)),
+        (5_856, 2, 1, (4, 2)),
+        (400_000, 2, 1, (49, 2)),
+        (400_000, 2, 6, (294, 2)),
+        (400_000, 160, 1, (4, 160)),
+        (50, 160, 1, (4, 12)),
+    ],
+)
+def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_backbones, expected) -> None:
+    assert cut(n_images, n_slots, n_backbones) == expected
+
+
+def test_a_stopped_run_goes_on_with_what_it_lacks(
+    spark, experiment, phantoms: Path, tmp_path: Path, monkeypatch, computed
+) -> None:
+    (whole,) = run(spark, experiment, phantoms, tmp_path / "whole")
+    features, commit, committed = tmp_path / "stopped", resume.commit_shard, []
+
+    def stop_at_the_third(*arguments, **named):
+        if len(committed) == 2:
+            raise KeyboardInterrupt
+        committed.append(commit(*arguments, **named))
+
+    monkeypatch.setattr(resume, "commit_shard", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(spark, experiment, phantoms, features)
+    assert list_extractions(features) == []
+    assert [p.name for p in features.iterdir() if p.name.startswith(("_staging", "_lock"))] == []
+    before = {file: file.stat().st_mtime_ns for shard in committed for file in shard.files}
+    n_there = sum(pd.read_parquet(file).shape[0] for file in before)
+
+    def look(*arguments, **named):
+        assert {file: file.stat().st_mtime_ns for file in before} == before
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr(resume, "commit_shard", look)
+    (again,) = run(spark, experiment, phantoms, features)
+    assert computed == [90, 90, 90 - n_there]
+    assert (again.n_images, again.n_rows, again.n_errors) == (90, 90, 0)
+    assert_same_features(read(tmp_path / "whole", whole), read(features, again))
+    assert not (features / "_parts").exists()
+    check_files(features, again)
+
+
+def test_new_images_alone_are_computed_and_join_the_rest(
+    spark, experiment, images: Path, tmp_path: Path, computed
+) -> None:
+    features, new = tmp_path / "features", first_images(images, 7)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for file in new:
+        shutil.move(file, aside / file.name)
+    (first,) = run(spark, experiment, images, features)
+    kept = {name: (features / first.fingerprint / name).stat().st_mtime_ns for name in first.files}
+    for file in new:
+        shutil.move(aside / file.name, file)
+    (second,) = run(spark, experiment, images, features)
+    assert computed == [83, 7]
+    assert (first.n_rows, second.n_rows, second.n_images) == (83, 90, 90)
+    assert first.listing_digest != second.listing_digest
+    for name, modified in kept.items():
+        assert (features / first.fingerprint / name).stat().st_mtime_ns == modified
+    (whole,) = run(spark, experiment, images, tmp_path / "whole")
+    assert_same_features(read(tmp_path / "whole", whole), read(features, second))
+
+
+def test_changed_and_missing_images_are_told_and_refreshed_on_request_alone(
+    spark, experiment, images: Path, tmp_path: Path, computed, caplog
+) -> None:
+    features = tmp_path / "features"
+    (first,) = run(spark, experiment, images, features)
+    changed, gone = first_images(images, 2)
+    changed.write_bytes(next((images / "train" / "NORMAL").iterdir()).read_bytes())
+    os.utime(changed, (1, 1))
+    gone.unlink()
+    with caplog.at_level("INFO", "cxr_spark"):
+        assert run(spark, experiment, images, features) == [first]
+    name = {file: str(file.relative_to(images)) for file in (changed, gone)}
+    assert f"1 images are changed since the last extraction (first: {name[changed]})" in caplog.text
+    assert f"1 images are gone since the last extraction (first: {name[gone]})" in caplog.text
+    assert computed == [90]
+    fresh = experiment.model_copy(update={"refresh": True})
+    (second,) = run(spark, fresh, images, features)
+    assert computed == [90, 1]
+    assert (second.n_images, second.n_rows) == (89, 89)
+    (whole,) = run(spark, experiment, images, tmp_path / "whole")
+    assert_same_features(read(tmp_path / "whole", whole), read(features, second))
+    check_files(features, second)
+
+
+def test_images_that_could_not_be_read_are_tried_again_and_undecodable_ones_are_not(
+    spark, experiment, images: Path, tmp_path: Path, computed
+) -> None:
+    features = tmp_path / "features"
+    unreadable, broken = first_images(images, 2)
+    content = unreadable.read_bytes()
+    unreadable.unlink()
+    unreadable.symlink_to("nowhere")
+    broken.write_text("no image")
+    (first,) = run(spark, experiment, images, features)
+    assert sorted(read_errors(features, first)["stage"]) == ["decode", "read"]
+    assert (first.n_rows, first.n_errors) == (88, 2)
+    run(spark, experiment, images, features)
+    assert computed == [90, 1]
+    assert read_errors(features, first)["error"].str.len().min() > 4
+    (images / "train" / "PNEUMONIA" / "nowhere").write_bytes(content)
+    fresh = experiment.model_copy(update={"refresh": True})  # the link has another size now
+    (second,) = run(spark, fresh, images, features)
+    assert computed == [90, 1, 1]
+    assert (second.n_rows, second.n_errors) == (89, 1)
+    assert read_errors(features, second)["stage"].tolist() == ["decode"]
+
+
+def test_too_many_errors_end_the_run_early_with_their_reasons(
+    spark, experiment, images: Path, tmp_path: Path, caplog
+) -> None:
+    for file in first_images(images, 60)[:30]:
+        file.write_text("no image")
+    features = tmp_path / "features"
+    with pytest.raises(
+        RunFailed, match=r"of 90 images could not be used .* max_error_fraction 0.01"
+    ):
+        run(spark, experiment, images, features)
+    assert "x decode: the bytes are neither JPEG nor PNG (first: " in caplog.text
+    allowed = experiment.model_copy(update={"max_error_fraction": 0.4})
+    (record,) = run(spark, allowed, images, features)
+    assert (record.n_rows, record.n_errors) == (60, 30)
+
+
+def test_backbones_that_lack_other_images_run_in_passes_of_their_own(
+    spark, experiment, images: Path, tmp_path: Path, computed
+) -> None:
+    features, new = tmp_path / "features", first_images(images, 1)[0]
+    content = new.read_bytes()
+    new.unlink()
+    run(spark, experiment, images, features)
+    new.write_bytes(content)
+    both = experiment.model_copy(update={"backbones": ["MobileNetV3Small", "DenseNet121"]})
+    records = run(spark, both, images, features)
+    assert [record.n_rows for record in records] == [90, 90]
+    assert computed == [89, 1, 90]
+
+
+def test_features_that_cannot_be_end_the_run_and_name_the_backbone(
+    spark, experiment, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr_spark import backbones
+
+    build = backbones.build_backbone
+
+    def spoilt(*arguments, **named):
+        model = build(*arguments, **named)
+        model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+        return model
+
+    monkeypatch.setattr(backbones, "build_backbone", spoilt)
+    monkeypatch.setattr("cxr_spark.engine.forward.build_backbone", spoilt)
+    monkeypatch.setattr("cxr_spark.extraction.graphs.cache_folder", lambda: None)
+    with pytest.raises(RunFailed, match="MobileNetV3Small gave features that are NaN or infinite"):
+        run(spark, experiment, phantoms, tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_second_run_on_one_folder_stops_with_one_line(
+    spark, experiment, phantoms: Path, tmp_path: Path
+) -> None:
+    from cxr_spark.extraction.lock import locked
+
+    features = tmp_path / "features"
+    features.mkdir()
+    with locked(features):
+        with pytest.raises(UserError, match=rf"by one run at a time.*process {os.getpid()} on "):
+            run(spark, experiment, phantoms, features)
+        assert [path.name for path in features.iterdir()] == ["_lock"]
+    assert not list(features.iterdir())

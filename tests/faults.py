@@ -1,0 +1,132 @@
+"""Runs that are to be disturbed: jobs as processes of their own, and what is killed of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+
+from cxr_spark.extraction.store import check_files, list_extractions
+from tests.conftest import ROOT
+
+# ResNet50 takes 15 ms an image of this size: long enough to be hit, short enough to be repeated.
+CONFIG = """
+backbones: [ResNet50]
+weights: random
+image_size: 128
+heads: [gap]
+standardise: true
+seeds: [0, 1, 2]
+training: {epochs: 3}
+"""
+
+
+class Run:
+    """One job under spark-submit, in a session of its own, its output in a file."""
+
+    def __init__(self, folder: Path, master: str, job: str, *arguments: str, **extra: str) -> None:
+        """Start it."""
+        binaries = Path(sys.executable).parent
+        self.log = folder / f"{job}-{time.monotonic_ns()}.log"
+        self.began = time.monotonic()
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    binaries / "spark-submit",
+                    "--properties-file", ROOT / "conf" / "spark-local.conf",
+                    "--master", master, "--driver-memory", "1g",
+                    "--conf", "spark.executor.memory=700m",
+                    "--conf", "spark.driver.host=127.0.0.1",
+                    "--conf", "spark.scheduler.minRegisteredResourcesRatio=1.0",
+                    f"jobs/{job}.py", *arguments,
+                ],
+                cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+                env={
+                    **os.environ, "PYSPARK_PYTHON": sys.executable,
+                    "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", **extra,
+                },
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        """All output so far."""
+        return self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float = 300) -> int:
+        """Wait for the end and return the exit status."""
+        return self.process.wait(timeout=seconds)
+
+    def wait_until(self, holds: Callable[[], object], seconds: float = 120) -> None:
+        """Wait for something while the run lives."""
+        until = time.monotonic() + seconds
+        while not holds():
+            assert self.process.poll() is None, self.said[-3000:]
+            assert time.monotonic() < until, self.said[-3000:]
+            time.sleep(0.05)
+
+    def sleep_until(self, seconds: float) -> None:
+        """Wait for a moment, counted from the start."""
+        time.sleep(max(0.0, self.began + seconds - time.monotonic()))
+
+    def kill(self) -> None:
+        """Kill the driver, its JVM and its Python, with no chance to clean up."""
+        tree = psutil.Process(self.process.pid)
+        for process in [tree, *tree.children(recursive=True)]:
+            process.kill()
+        self.process.wait()
+
+    def interrupt(self) -> None:
+        """Do as Ctrl-C does in a terminal: a signal to all of its process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+
+def find_processes(words: str, *, under: psutil.Process | None = None) -> list[psutil.Process]:
+    """Return the processes whose command line holds some words."""
+    found = []
+    for process in under.children(recursive=True) if under else psutil.process_iter():
+        try:
+            if words in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def python_workers(executors: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the Python workers that compute: children of the daemon of an executor."""
+    daemons = [d for e in executors for d in find_processes("pyspark.daemon", under=e)]
+    forked = {p.pid: p for d in daemons for p in d.children()}
+    return [p for p in forked.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def n_committed(features: Path) -> int:
+    """Return how many shards a run has committed so far."""
+    return len(list(features.glob("_parts/*/*/_shard.json")))
+
+
+def read_features(features: Path) -> pd.DataFrame:
+    """Return the rows of the one extraction of a folder, which must be whole."""
+    (record,) = list_extractions(features)
+    check_files(features, record)
+    assert not (features / "_parts").exists()
+    assert not [path.name for path in features.iterdir() if path.name.startswith("_")]
+    rows = pq.ParquetDataset(features / record.fingerprint).read().to_pandas()
+    assert (len(rows), record.n_rows + record.n_errors) == (record.n_rows, record.n_images)
+    return rows.sort_values("image_id", ignore_index=True)
+
+
+def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Compare features as a set by image: none missing, none twice, relative L2 at most 1e-5."""
+    assert found["image_id"].tolist() == expected["image_id"].tolist()
+    one, two = np.stack(found["pooled"]), np.stack(expected["pooled"])
+    distance = np.linalg.norm(one - two, axis=1) / np.linalg.norm(two, axis=1)
+    assert distance.max() <= 1e-5

@@ -1,0 +1,229 @@
+"""What is killed, filled or interrupted costs time, and nothing else.
+
+On a standalone cluster of processes of their own. By default each fault is tried once; with
+CXR_FAULTS=full (make test-faults) kills are tried ten times, spread over the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from cxr_spark.dataset.phantoms import draw_phantoms
+from cxr_spark.extraction.store import list_extractions
+from tests.faults import (
+    CONFIG,
+    Run,
+    assert_same,
+    find_processes,
+    n_committed,
+    python_workers,
+    read_features,
+)
+from tests.test_cluster import started
+
+FULL = os.environ.get("CXR_FAULTS") == "full"
+N_IMAGES = 600
+EXECUTOR = "CoarseGrainedExecutorBackend"
+# The share of the undisturbed run at which a kill comes; each a tenth of it.
+MOMENTS = [(k + 0.5) / 10 for k in range(10)] if FULL else [0.75]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with started(folder, ["--cores", "1"], ["--cores", "1"]) as master:
+        yield master
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images") / "phantoms"
+    draw_phantoms(root, n_images=N_IMAGES, image_size=128, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "faults.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: str, images: Path, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pd.DataFrame, float]:
+    """The features of a run that nothing befell, and its seconds with the graph kept already."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for name in ("first", "second"):
+        run = extract(folder, cluster, images, config, folder / name)
+        assert run.wait() == 0, run.said[-3000:]
+    return read_features(folder / "second"), time.monotonic() - run.began
+
+
+def extract(folder: Path, master: str, images: Path, config: Path, features: Path) -> Run:
+    return Run(
+        folder, master, "extract", "--config", str(config), "--images", str(images),
+        "--features", str(features),
+    )  # fmt: skip
+
+
+def executors(master: str) -> list[psutil.Process]:
+    return [p for p in find_processes(EXECUTOR) if p.name() == "java"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_python_worker(
+    cluster, images, config, undisturbed, tmp_path: Path, moment: float
+) -> None:
+    expected, seconds = undisturbed
+    run = extract(tmp_path, cluster, images, config, tmp_path / "features")
+    run.sleep_until(moment * seconds)
+    run.wait_until(lambda: python_workers(executors(cluster)))
+    victim = python_workers(executors(cluster))[-1]
+    victim.kill()
+    print(f"killed at {moment:.2f} with {n_committed(tmp_path / 'features')} shards committed")
+    assert run.wait() == 0, run.said[-3000:]
+    assert_same(read_features(tmp_path / "features"), expected)
+
+
+def test_a_killed_executor(cluster, images, config, undisturbed, tmp_path: Path) -> None:
+    run = extract(tmp_path, cluster, images, config, tmp_path / "features")
+    run.wait_until(lambda: n_committed(tmp_path / "features"))
+    executors(cluster)[0].kill()
+    assert run.wait() == 0, run.said[-3000:]
+    assert_same(read_features(tmp_path / "features"), undisturbed[0])
+
+
+def test_a_killed_node_and_a_new_one(images, config, undisturbed, tmp_path: Path) -> None:
+    with started(tmp_path, ["--cores", "1"], ["--cores", "1"]) as master:
+        run = extract(tmp_path, master, images, config, tmp_path / "features")
+        run.wait_until(lambda: n_committed(tmp_path / "features"))
+        node = find_processes(f"{tmp_path}/work-0")[0]
+        for process in [*node.children(recursive=True), node]:
+            process.kill()
+        with started(tmp_path / "new", ["--cores", "1"], master=master):
+            assert run.wait() == 0, run.said[-3000:]
+        assert_same(read_features(tmp_path / "features"), undisturbed[0])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_driver_and_the_same_command_again(
+    cluster, images, config, undisturbed, tmp_path: Path, moment: float
+) -> None:
+    expected, seconds = undisturbed
+    features = tmp_path / "features"
+    run = extract(tmp_path, cluster, images, config, features)
+    run.sleep_until(moment * seconds)
+    if not FULL:
+        run.wait_until(lambda: n_committed(features))
+    alive = run.process.poll() is None
+    n_kept = n_committed(features)
+    kept = {f: f.stat().st_mtime_ns for f in features.glob("_parts/*/*/*.parquet")}
+    n_there = sum(pd.read_parquet(file, columns=["image_id"]).shape[0] for file in kept)
+    run.kill()
+    assert alive
+    again = extract(tmp_path, cluster, images, config, features)
+    assert again.wait() == 0, again.said[-3000:]
+    print(f"killed at {moment:.2f} with {n_kept} shards and {n_there} images committed")
+    counted = re.search(r"([\d,]+) images to be computed(?:, ([\d,]+) already)?", again.said)
+    if counted is None:  # it was killed after its last shard
+        assert "finishing the extraction" in again.said or "already in the store" in again.said
+    else:
+        assert int(counted[1].replace(",", "")) == N_IMAGES - n_there
+        assert int((counted[2] or "0").replace(",", "")) == n_there
+    assert_same(read_features(features), expected)
+
+
+def test_two_runs_on_one_folder(cluster, images, config, undisturbed, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    first = extract(tmp_path, cluster, images, config, features)
+    first.wait_until(lambda: (features / "_lock").exists())
+    second = extract(tmp_path, "local[1]", images, config, features)
+    assert second.wait() == 2
+    (line,) = [line for line in second.said.splitlines() if "error" in line]
+    assert "to be written to by one run at a time" in line
+    assert "Traceback" not in second.said
+    assert first.wait() == 0, first.said[-3000:]
+    assert_same(read_features(features), undisturbed[0])
+
+
+def test_a_full_disk(images, config, undisturbed, tmp_path: Path) -> None:
+    """A tmpfs that a file fills but for the room of a shard or two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root and a kernel that lets it")
+    try:
+        filler, features = disk / "filler", disk / "features"
+        filler.write_bytes(b"\0" * 2**20 * 5)
+        run = extract(tmp_path, "local[2]", images, config, features)
+        assert run.wait() == 1, run.said[-3000:]
+        (line,) = [line for line in run.said.splitlines() if "error:" in line]
+        assert "no room is left on a disk" in line
+        assert "Traceback" not in run.said
+        n_kept = sum(len(pd.read_parquet(file)) for file in features.glob("_parts/*/*/*.parquet"))
+        assert 0 < n_kept < N_IMAGES
+        filler.unlink()
+        again = extract(tmp_path, "local[2]", images, config, features)
+        assert again.wait() == 0, again.said[-3000:]
+        assert f"{n_kept} already in the store" in again.said
+        assert_same(read_features(features), undisturbed[0])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_ctrl_c_and_the_command_that_it_prints(images, config, undisturbed, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    run = extract(tmp_path, "local[2]", images, config, features)
+    run.wait_until(lambda: n_committed(features))
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    run.interrupt()
+    assert run.wait(60) == 130, run.said[-3000:]
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running()]
+    (line,) = [line for line in run.said.splitlines() if "stopped" in line]
+    assert "Traceback" not in run.said
+    command = line.split("to go on where it was: ")[1]
+    assert command.startswith("spark-submit ")
+    assert f"jobs/extract.py --config {config} --images {images}" in command
+    again = extract(tmp_path, "local[2]", images, config, features)
+    assert again.wait() == 0, again.said[-3000:]
+    assert re.search(r"\d+ images to be computed, \d+ already in the store", again.said)
+    assert_same(read_features(features), undisturbed[0])
+
+
+def test_training_killed_between_heads(
+    cluster, images, config, undisturbed, tmp_path: Path
+) -> None:
+    features, run_folder = tmp_path / "features", tmp_path / "run"
+    assert extract(tmp_path, cluster, images, config, features).wait() == 0
+    assert list_extractions(features)
+
+    def train() -> Run:
+        return Run(
+            tmp_path, "local[2]", "train", "--config", str(config), "--features", str(features),
+            "--run", str(run_folder),
+        )  # fmt: skip
+
+    run = train()
+    run.wait_until(lambda: list(run_folder.glob("heads/[!_]*.json")))
+    run.kill()
+    before = {file: file.stat().st_mtime_ns for file in run_folder.glob("heads/[!_]*.json")}
+    assert len(before) < 3
+    again = train()
+    assert again.wait() == 0, again.said[-3000:]
+    after = {file: file.stat().st_mtime_ns for file in run_folder.glob("heads/[!_]*.json")}
+    assert len(after) == 3
+    assert {file: after[file] for file in before} == before
+    assert len(pd.read_csv(run_folder / "results.csv")) == 3
