@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -183,6 +184,7 @@ def run_job(main: Callable[[], None], when_stopped: str | None = None) -> NoRetu
     )
     logging.getLogger("cxr_spark").setLevel(logging.INFO)
     logging.getLogger("petastorm").setLevel(logging.CRITICAL)
+    _tell_when_stopped(when_stopped)
     try:
         main()
     except UserError as error:
@@ -192,14 +194,24 @@ def run_job(main: Callable[[], None], when_stopped: str | None = None) -> NoRetu
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(
-            f"{os.path.basename(sys.argv[0])}: stopped; "
-            f"{when_stopped or f'to go on where it was: {_command()}'}",
-            file=sys.stderr,
-        )
         sys.exit(130)
     gc.freeze()  # or the interpreter ends by a second's search through TensorFlow's objects
     sys.exit(0)
+
+
+def _tell_when_stopped(left: str | None) -> None:
+    """Say at once what Ctrl-C leaves: the JVM, which hands on what is said here, ends by it too."""
+    line = (
+        f"{os.path.basename(sys.argv[0])}: stopped; "
+        f"{left or f'to go on where it was: {_command()}'}\n"
+    )
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, line.encode())
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
 
 
 def _command() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import tempfile
 import threading
 import time
@@ -65,7 +66,11 @@ def open_session(
         conf.setIfMissing(key, value)
     builder = SparkSession.builder.appName(name).config(conf=conf)
     meanwhile()
+    on_interrupt = signal.getsignal(signal.SIGINT)
     spark = builder.getOrCreate()
+    if threading.current_thread() is threading.main_thread():
+        # PySpark sets its own, which asks a JVM that Ctrl-C has ended as well.
+        signal.signal(signal.SIGINT, on_interrupt)
     spark.sparkContext.setLogLevel(_log_level(conf))
     with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
         try:
