@@ -347,11 +347,13 @@ class _ArrowTables:
 
 
 def _check_safe(folder: Path) -> None:
-    for name in ("_common_metadata", "_metadata"):
-        if (folder / name).exists():
+    # pyarrow takes any name with this ending for the metadata of all, in folders below and behind
+    # links as well.
+    for place in sorted(folder.rglob("*")):
+        if place.name.endswith("_metadata") or (place.is_symlink() and place.is_dir()):
             raise UserError(
-                f"Expected no {name} in {folder}: Spark writes none here, "
-                "and petastorm would unpickle it. "
+                f"Expected no {place.relative_to(folder)} in {folder}: Spark writes none here, "
+                "and petastorm would unpickle what it finds there. "
                 "Remove it, and find out where it came from."
             )
 
