@@ -26,7 +26,7 @@ from cxr_spark.files import write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTRACT = 1
+CONTRACT = 2
 
 MANIFEST_COLUMNS = {
     "image_id": "string",
@@ -38,7 +38,13 @@ MANIFEST_COLUMNS = {
     "official_split": "string",
 }
 LISTING_COLUMNS = {**MANIFEST_COLUMNS, "error": "string"}
-FEATURE_COLUMNS = {**MANIFEST_COLUMNS, "height": "int", "width": "int", "pooled": "array<float>"}
+FEATURE_COLUMNS = {
+    **MANIFEST_COLUMNS,
+    "height": "int",
+    "width": "int",
+    "pixels_digest": "string",
+    "pooled": "array<float>",
+}
 FEATURE_MAP_COLUMNS = {"feature_map": "binary", "feature_map_scale": "float"}
 ERROR_COLUMNS = {
     "image_id": "string",
@@ -147,7 +153,7 @@ class ExtractionRecord:
         return (
             f"{self.fingerprint} ({identity.backbone}, weights {self.weights} "
             f"{identity.weights_digest[:8]}, preprocessing {identity.preprocessing}, {size}, "
-            f"{identity.precision}, "
+            f"{identity.precision}, contract {identity.contract}, "
             f"{self.n_rows} images, {maps} feature maps)"
         )
 

@@ -50,6 +50,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
             "finding": ["NORMAL"] * N,
             "patient_id": pa.array([None if i % 2 else f"p{i}" for i in range(N)], pa.string()),
             "official_split": pa.array([None] * N, pa.string()),
+            "pixels_digest": [f"digest of {name}" for name in names],
             "pooled": list(rng.normal(size=(N, 5)).astype(np.float32)),
             "feature_map": [m.tobytes() for m in maps],
             "feature_map_scale": rng.uniform(1, 2, N).astype(np.float32),
@@ -84,6 +85,8 @@ def test_features_come_back_in_the_order_of_image_id(
     assert keys.image_id.tolist() == stored["image_id"].tolist()
     assert keys.patient_id.tolist() == stored["patient_id"].tolist()
     assert keys.official_split.tolist() == [None] * N
+    assert keys.pixels_digest is not None
+    assert keys.pixels_digest.tolist() == stored["pixels_digest"].tolist()
     (pooled,) = read_inputs(features, record, "pooled", keys.image_id)
     assert pooled.dtype == np.float32
     assert np.array_equal(pooled, np.stack(stored["pooled"]))
