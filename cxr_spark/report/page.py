@@ -72,6 +72,7 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
         ),
         seed_rows=measures.results.to_dict("records"),
         answer=_answer(measures.summary),
+        extractions=_extractions(measures),
         imbalance=imbalance_table(measures.class_counts, measures.experiment["task"]["positive"]),
         bars=bars,
         learning=learning,
@@ -116,6 +117,19 @@ def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[di
                 "ratio": float(ratio),
             }
         )
+    return rows
+
+
+def _extractions(measures: RunMeasures) -> list[dict[str, Any]]:
+    """Return each extraction with the configurations that were trained on it."""
+    summary = measures.summary
+    rows = []
+    for extraction in measures.experiment["extractions"]:
+        of = extraction["identity"]
+        same = (summary["backbone"] == of["backbone"]) & (
+            summary["preprocessing"] == of["preprocessing"]
+        )
+        rows.append({**extraction, "configurations": summary["configuration"][same].tolist()})
     return rows
 
 

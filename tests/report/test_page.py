@@ -58,6 +58,7 @@ def make_measures(**changes: object) -> RunMeasures:
                 "identity": {
                     "backbone": "ResNet50", "preprocessing": "none", "image_size": [224, 224],
                     "resize": "bilinear", "precision": "float32", "weights_digest": "d" * 64,
+                    "contract": 2,
                 },
             }
         ],
@@ -117,6 +118,23 @@ def test_the_page_says_what_a_reader_needs(page: str) -> None:
     ):  # fmt: skip
         assert words in text
     assert "Demonstration" not in text
+
+
+def table_rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table after a heading, without their tags."""
+    table = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table.partition("<tbody>")[2], re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+    return [[re.sub("<[^>]*>", "", cell) for cell in row] for row in cells]
+
+
+def test_the_identity_of_every_configurations_features_is_told(page: str) -> None:
+    assert table_rows(page, "What was run") == [
+        [
+            "ResNet50-none-gap, ResNet50-none-fc1024", "ResNet50", "none", "224 x 224",
+            "bilinear", "float32", "2", f"imagenet, {'d' * 64}", "f" * 16,
+        ]
+    ]  # fmt: skip
 
 
 def test_a_demonstration_is_labelled_in_page_and_figures(tmp_path: Path) -> None:
