@@ -4,6 +4,7 @@
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests
 # make lint    ruff and mypy
+# make audit   known vulnerabilities of the installed packages, by pip-audit, which needs a network
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -19,7 +20,7 @@ OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
-.PHONY: setup archive grid bench test lint check-tools clean
+.PHONY: setup archive grid bench test lint audit check-tools clean
 
 setup: check-tools $(VENV)/.installed
 	@test $(VENV)/.archived -nt $(VENV)/.installed || $(MAKE) --no-print-directory archive
@@ -36,6 +37,13 @@ test: setup
 
 lint: setup
 	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check . && $(IN_VENV) mypy
+
+audit: setup $(VENV)-audit/.installed
+	@$(VENV)-audit/bin/python .ci/audit.py "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# An environment of its own, so that what it needs changes nothing in what it looks at.
+$(VENV)-audit/.installed: check-tools
+	@test -e $@ || { "$(PYTHON)" -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit && touch $@; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@"$(PYTHON)" -m venv $(VENV)
@@ -64,4 +72,4 @@ check-tools:
 		echo "cxr_spark needs Java 17 or 21 (java on the PATH, or JAVA_HOME), and found $${version:-none}. On Debian and Ubuntu: apt-get install openjdk-17-jre-headless" >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit build *.egg-info .pytest_cache .mypy_cache .ruff_cache

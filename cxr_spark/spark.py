@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import tempfile
 import threading
@@ -35,6 +36,13 @@ DEFAULTS = {
     "spark.sql.shuffle.partitions": "16",
     "spark.ui.showConsoleProgress": "false",
 }
+
+# What Spark's own pages hide (the default of spark.redaction.regex), two words more, and addresses
+# that hold a user's password.
+SECRET = re.compile(
+    r"secret|password|token|access[.]?key|credential|passphrase|://[^/\s]*:[^/\s]*@", re.IGNORECASE
+)
+REDACTED = "*********(redacted)"
 
 
 @contextmanager
@@ -166,7 +174,10 @@ def _progress_line(share: float, n_images: int, seconds: float) -> str:
 
 
 def describe_session(spark: SparkSession) -> dict[str, Any]:
-    """Return versions and the settings of a session, for the record of what it made."""
+    """Return versions and the settings of a session, for the record of what it made.
+
+    A setting whose name or value looks like a secret is named, and its value is not.
+    """
     shown = (
         "spark.master",
         "spark.executor.",
@@ -180,7 +191,7 @@ def describe_session(spark: SparkSession) -> dict[str, Any]:
         "version": spark.version,
         "default_parallelism": spark.sparkContext.defaultParallelism,
         "conf": {
-            key: value
+            key: REDACTED if SECRET.search(key) or SECRET.search(value) else value
             for key, value in sorted(conf)
             if key.startswith(shown) and "JavaOptions" not in key
         },

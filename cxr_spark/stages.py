@@ -48,17 +48,20 @@ def run_extract(experiment: Experiment) -> None:
 
 
 def run_train(experiment: Experiment) -> None:
-    """Train the experiment's heads on its features folder and write results.csv."""
+    """Train the experiment's heads on its features folder and write results.csv and leaks.csv."""
+    from cxr_spark.leak_check import check_leaks
     from cxr_spark.training.job import train
 
     features, run = _required(experiment, "features"), _required(experiment, "run")
-    train(experiment, features, run)
+    trained_on = train(experiment, features, run)
+    check_leaks(run, features, trained_on)
     write_results(run)
 
 
 def run_report(run: Path) -> None:
     """Write results.csv and report.html again, from what the run folder holds."""
     from cxr_spark.evaluation.results import roc_points, summarise
+    from cxr_spark.leak_check import read_leaks
     from cxr_spark.report.page import RunMeasures, write_report
 
     content = read_experiment(run)
@@ -78,6 +81,7 @@ def run_report(run: Path) -> None:
             if positive is None
             else [roc_points(table, positive) for table in predictions],
             class_counts=counts,
+            leaks=read_leaks(run),
         ),
     )
     log.info("report: %s", page)

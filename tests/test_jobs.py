@@ -30,7 +30,9 @@ def python(job: str, *arguments: str, **environment: str) -> subprocess.Complete
     )
 
 
-def submit(*arguments: str, master: str = "local[2]") -> subprocess.CompletedProcess[str]:
+def submit(
+    *arguments: str, master: str = "local[2]", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             Path(sys.executable).parent / "spark-submit",
@@ -43,6 +45,7 @@ def submit(*arguments: str, master: str = "local[2]") -> subprocess.CompletedPro
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYSPARK_PYTHON": sys.executable,
+            **environment,
         },
         capture_output=True,
         text=True,
@@ -187,11 +190,15 @@ def test_the_grid_gives_the_same_results_in_two_folders_and_goes_on_in_one(tmp_p
     config = tmp_path / "small.yaml"
     config.write_text(SMALL)
     runs = tmp_path / "one", tmp_path / "two"
+    secrets = {"AWS_SECRET_ACCESS_KEY": "planted-secret", "UNRELATED": "planted-value"}
     for run in runs:
-        done = submit("jobs/grid.py", "--config", str(config), "--run", str(run))
+        done = submit("jobs/grid.py", "--config", str(config), "--run", str(run), **secrets)
         assert done.returncode == 0, done.stdout[-3000:]
         assert "Demonstration: generated chest phantoms" in done.stdout
         assert "80 images in = 80 rows + 0 errors" in done.stdout
+    for kept in (f for f in runs[0].rglob("*") if f.suffix in (".json", ".csv", ".html", ".svg")):
+        content = kept.read_text(encoding="utf-8")
+        assert not [s for pair in secrets.items() for s in pair if s in content], kept
     results = without_times(runs[0])
     assert len(results) == 4
     pd.testing.assert_frame_equal(results, without_times(runs[1]), check_exact=True)

@@ -165,14 +165,14 @@ def _clear_staging(features: Path) -> None:
 def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -> None:
     """Remove extractions of a features folder, so that they are computed afresh.
 
-    Where the folder is of the same images, the named extractions go and others stay; where it is of
-    other images, all go. What is not the store's is never touched.
+    Where the folder is of the same images, the named extractions go, and those that are damaged or
+    of an earlier version; others stay. Where it is of other images, all go. What is not the store's is never touched.
     """
     stored = read_listing_record(features)
     if stored is None:
         return
     if stored.is_of_same_images(listing):
-        for fingerprint in fingerprints:
+        for fingerprint in {*fingerprints, *_damaged(features)}:
             clear_parts(features, fingerprint)
             shutil.rmtree(features / fingerprint, ignore_errors=True)
             shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
@@ -182,6 +182,17 @@ def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -
         shutil.rmtree(record.parent)
     for name in ("manifest", "errors"):
         shutil.rmtree(features / name, ignore_errors=True)
+
+
+def _damaged(features: Path) -> list[str]:
+    """Return the fingerprints of extractions whose record cannot be read."""
+    damaged = []
+    for file in features.glob(f"*/{RECORD_NAME}"):
+        try:
+            read_record(file.parent)
+        except UserError:
+            damaged.append(file.parent.name)
+    return damaged
 
 
 def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> ExtractionRecord:

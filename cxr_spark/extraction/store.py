@@ -26,7 +26,7 @@ from cxr_spark.files import write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTRACT = 1
+CONTRACT = 2
 
 MANIFEST_COLUMNS = {
     "image_id": "string",
@@ -38,7 +38,13 @@ MANIFEST_COLUMNS = {
     "official_split": "string",
 }
 LISTING_COLUMNS = {**MANIFEST_COLUMNS, "error": "string"}
-FEATURE_COLUMNS = {**MANIFEST_COLUMNS, "height": "int", "width": "int", "pooled": "array<float>"}
+FEATURE_COLUMNS = {
+    **MANIFEST_COLUMNS,
+    "height": "int",
+    "width": "int",
+    "pixels_digest": "string",
+    "pooled": "array<float>",
+}
 FEATURE_MAP_COLUMNS = {"feature_map": "binary", "feature_map_scale": "float"}
 ERROR_COLUMNS = {
     "image_id": "string",
@@ -157,7 +163,7 @@ class ExtractionRecord:
         return (
             f"{self.fingerprint} ({identity.backbone}, weights {self.weights} "
             f"{identity.weights_digest[:8]}, preprocessing {identity.preprocessing}, {size}, "
-            f"{identity.precision}, "
+            f"{identity.precision}, contract {identity.contract}, "
             f"{self.n_rows} images, {maps} feature maps)"
         )
 
@@ -190,7 +196,12 @@ def read_record(folder: Path) -> ExtractionRecord:
     file = folder / RECORD_NAME
     try:
         record = parse_record(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise UserError(
+            f"Expected the record of an extraction. Received: {file}, which says nothing of "
+            f"{error}, as one of an earlier version. Give another --features, or --overwrite."
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"Expected the record of an extraction. Received: {file} ({error})"
         ) from error

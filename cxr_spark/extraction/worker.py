@@ -164,10 +164,11 @@ def _without_features(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def _divide(
     rows: pd.DataFrame, images: list[PreparedImage]
 ) -> tuple[pd.DataFrame, list[npt.NDArray[Any]], pd.DataFrame]:
-    """Return rows with sizes and pixels of what can be used, and rows with reasons of the rest."""
+    """Return rows and pixels of what can be used, and rows with reasons of the rest."""
     told = rows[list(MANIFEST_COLUMNS)].assign(
         height=np.array([image.height for image in images], np.int32),
         width=np.array([image.width for image in images], np.int32),
+        pixels_digest=[image.pixels_digest for image in images],
         stage=[image.stage for image in images],
         error=[image.error for image in images],
     )

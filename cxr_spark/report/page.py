@@ -28,6 +28,7 @@ class RunMeasures:
         roc_curves: of each row of ``results``: false and true positive rates; empty for more than
             two classes.
         class_counts: images by split (columns) and class (rows).
+        leaks: leaks.csv, pairs of images of two splits; None where they were not looked for.
     """
 
     experiment: dict[str, Any]
@@ -36,6 +37,10 @@ class RunMeasures:
     histories: Sequence[dict[str, list[float]]]
     roc_curves: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
     class_counts: pd.DataFrame
+    leaks: pd.DataFrame | None = None
+
+
+SHOWN_LEAKS = 20
 
 
 def write_report(run: Path, measures: RunMeasures) -> Path:
@@ -72,6 +77,9 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
         ),
         seed_rows=measures.results.to_dict("records"),
         answer=_answer(measures.summary),
+        extractions=_extractions(measures),
+        leaks=_first(measures.leaks),
+        leak_counts=_leak_counts(measures.experiment.get("leaks")),
         imbalance=imbalance_table(measures.class_counts, measures.experiment["task"]["positive"]),
         bars=bars,
         learning=learning,
@@ -117,6 +125,33 @@ def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[di
             }
         )
     return rows
+
+
+def _extractions(measures: RunMeasures) -> list[dict[str, Any]]:
+    """Return each extraction with the configurations that were trained on it."""
+    summary = measures.summary
+    rows = []
+    for extraction in measures.experiment["extractions"]:
+        of = extraction["identity"]
+        same = (summary["backbone"] == of["backbone"]) & (
+            summary["preprocessing"] == of["preprocessing"]
+        )
+        rows.append({**extraction, "configurations": summary["configuration"][same].tolist()})
+    return rows
+
+
+def _first(leaks: pd.DataFrame | None) -> list[dict[Any, Any]]:
+    return [] if leaks is None else leaks.head(SHOWN_LEAKS).to_dict("records")
+
+
+def _leak_counts(leaks: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return a row for each pair of splits: pairs and images by pixels and by features."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for count in leaks["counts"] if leaks else ():
+        key = (count["split_a"], count["split_b"])
+        row = rows.setdefault(key, {"split_a": key[0], "split_b": key[1]})
+        row[count["by"]] = {"n_pairs": count["n_pairs"], "n_images": count["n_images"]}
+    return list(rows.values())
 
 
 def _learning_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> list[Picture]:

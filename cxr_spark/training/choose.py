@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, list_extractions
+from cxr_spark.extraction.store import CONTRACT, ExtractionRecord, list_extractions
 from cxr_spark.training.heads import HEADS
 
 log = logging.getLogger(__name__)
@@ -21,24 +21,24 @@ def choose_extractions(
 
     Raises:
         UserError: there is none, there are several of a backbone and ``extraction`` does not
-            choose, they are of different images, or a head needs feature maps that are not stored.
+            choose, they are of another contract or of different images, or a head needs feature
+            maps that are not stored.
     """
     if not features.is_dir():
         raise UserError(
             f"Expected a features folder under --features. Received: {features}. Run extract first."
         )
-    stored = list_extractions(features)
+    found = list_extractions(features)
+    stored = [record for record in found if record.identity.contract == CONTRACT]
     unknown = set(experiment.extraction) - {record.fingerprint for record in stored}
     if unknown:
         raise UserError(
             f"Expected --extraction to name extractions of {features}. "
             f"Received: {', '.join(sorted(unknown))}. "
-            f"There are: {_list(stored)}"
+            f"There are: {_list(stored) or f'none of contract {CONTRACT}'}"
         )
     chosen: dict[tuple[str, str], ExtractionRecord] = {
-        (backbone, preprocessing): _choose_one(
-            features, stored, experiment, backbone, preprocessing
-        )
+        (backbone, preprocessing): _choose_one(features, found, experiment, backbone, preprocessing)
         for backbone in experiment.backbones
         for preprocessing in experiment.preprocessing
     }
@@ -56,13 +56,17 @@ def choose_extractions(
 
 def _choose_one(
     features: Path,
-    stored: Sequence[ExtractionRecord],
+    found: Sequence[ExtractionRecord],
     experiment: Experiment,
     backbone: str,
     preprocessing: str,
 ) -> ExtractionRecord:
     """Return the one extraction of a backbone and preprocessing, or refuse to guess."""
-    of_backbone = [record for record in stored if record.identity.backbone == backbone]
+    of_backbone = [
+        record
+        for record in found
+        if (record.identity.backbone, record.identity.contract) == (backbone, CONTRACT)
+    ]
     named = [record for record in of_backbone if record.fingerprint in experiment.extraction]
     candidates = named or of_backbone
     wanted = (preprocessing, experiment.image_size)
@@ -80,8 +84,8 @@ def _choose_one(
         )
     size = "x".join(str(side) for side in experiment.image_size)
     raise UserError(
-        f"Expected an extraction of {backbone}, preprocessing {preprocessing}, {size}. "
-        f"Received: {features}, which holds {_list(stored) or 'none'}. "
+        f"Expected an extraction of {backbone}, preprocessing {preprocessing}, {size}, contract "
+        f"{CONTRACT}. Received: {features}, which holds {_list(found) or 'none'}. "
         "Run extract with this configuration, or name by --backbones what there is."
     )
 

@@ -17,6 +17,7 @@ from cxr_spark.training.assign import SPLITS, Assigned
 from cxr_spark.training.reader import ImageKeys
 
 SHOWN_ERRORS = 20
+SHOWN_PATIENTS = 20
 
 
 def describe_run(
@@ -67,9 +68,9 @@ def _count_images(images: ImageKeys, assigned: Assigned) -> dict[str, Any]:
         f"{one}-{other}": len(patients_in_two_splits(patients, splits, one, other))
         for one, other in (("train", "val"), ("train", "test"), ("val", "test"))
     }
-    overlaps["development-test"] = len(
-        patients_in_two_splits(patients, development, "development", "test")
-    )
+    shared = patients_in_two_splits(patients, development, "development", "test")
+    overlaps["development-test"] = len(shared)
+    by_patient = Counter(zip(patients, development, strict=True))
     return {
         "by_split_and_finding": [
             {"split": split, "finding": finding, "n": n}
@@ -79,6 +80,14 @@ def _count_images(images: ImageKeys, assigned: Assigned) -> dict[str, Any]:
             split: sum(s == split and p is not None for p, s in pairs) for split in SPLITS
         },
         "patients_in_two_splits": overlaps,
+        "patients_outside_and_in_test": [
+            {
+                "patient_id": patient,
+                "n_outside": by_patient[patient, "development"],
+                "n_test": by_patient[patient, "test"],
+            }
+            for patient in sorted(shared)[:SHOWN_PATIENTS]
+        ],
     }
 
 

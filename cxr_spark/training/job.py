@@ -56,10 +56,22 @@ class _Fit:
         return self.record, HEADS[self.configuration.head].takes
 
 
-def train(experiment: Experiment, features: Path, run: Path) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """What a run was trained on: its extractions, their images, and the split of each."""
+
+    records: Sequence[ExtractionRecord]
+    images: ImageKeys
+    assigned: Assigned
+
+
+def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     """Train every configuration and seed of the experiment and store heads and predictions.
 
     Configurations that the run folder already holds are not trained again.
+
+    Returns:
+        What they were trained on.
 
     Raises:
         UserError: the features do not serve the experiment, a class has no image in a split, or the
@@ -103,6 +115,7 @@ def train(experiment: Experiment, features: Path, run: Path) -> None:
                     len(done), len(fits), fit.name, trained.seconds,
                     trained.history["val_auc"][-1], _seconds_left(done, fits[len(done) :]),
                 )  # fmt: skip
+    return Trained(records, images, assigned)
 
 
 def _missing(

@@ -33,12 +33,15 @@ class ImageKeys:
     Attributes:
         image_id, finding: str of shape (n_images,).
         patient_id, official_split: str or None, of shape (n_images,).
+        pixels_digest: str of shape (n_images,): equal where an image's pixels are; None where none
+            has been decoded yet.
     """
 
     image_id: npt.NDArray[Any]
     finding: npt.NDArray[Any]
     patient_id: npt.NDArray[Any]
     official_split: npt.NDArray[Any]
+    pixels_digest: npt.NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
         UserError: the data set is damaged, holds other rows than its record says, or holds files
             that petastorm would unpickle.
     """
-    names = ("image_id", "finding", "patient_id", "official_split")
+    names = ("image_id", "finding", "patient_id", "official_split", "pixels_digest")
     check_files(features, record)
     folder = features / record.fingerprint
     columns: dict[str, list[Any]] = {name: [] for name in names}
@@ -76,11 +79,14 @@ def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
     _check_count(folder, record, len(columns["image_id"]))
     image_id = np.array(columns["image_id"], str)
     order = np.argsort(image_id, kind="stable")
-    optional = (
+    patient_id, official_split = (
         np.array([value or None for value in columns[name]], object)[order]
         for name in ("patient_id", "official_split")
     )
-    return ImageKeys(image_id[order], np.array(columns["finding"], str)[order], *optional)
+    finding, pixels_digest = (
+        np.array(columns[name], str)[order] for name in ("finding", "pixels_digest")
+    )
+    return ImageKeys(image_id[order], finding, patient_id, official_split, pixels_digest)
 
 
 def read_inputs(
@@ -348,11 +354,13 @@ class _ArrowTables:
 
 
 def _check_safe(folder: Path) -> None:
-    for name in ("_common_metadata", "_metadata"):
-        if (folder / name).exists():
+    # pyarrow takes any name with this ending for the metadata of all, in folders below and behind
+    # links as well.
+    for place in sorted(folder.rglob("*")):
+        if place.name.endswith("_metadata") or (place.is_symlink() and place.is_dir()):
             raise UserError(
-                f"Expected no {name} in {folder}: Spark writes none here, "
-                "and petastorm would unpickle it. "
+                f"Expected no {place.relative_to(folder)} in {folder}: Spark writes none here, "
+                "and petastorm would unpickle what it finds there. "
                 "Remove it, and find out where it came from."
             )
 

@@ -6,6 +6,7 @@
       heads/<name>.keras            a trained head, without optimizer state
       heads/<name>.json             how it was trained: history by epoch, seconds
       predictions/<name>.parquet    a row for every image, in the columns below
+      leaks.csv                     pairs of images of two splits that are one X-ray, or nearly
 
 A <name> is ``<configuration>-seed<seed>``.
 """
@@ -51,7 +52,9 @@ _TOLD_ELSEWHERE = {
 }  # fmt: skip
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds")
-_OURS = ("experiment.json", "heads", "predictions", "results.csv", "report.html", "figures")
+_OURS = (
+    "experiment.json", "heads", "predictions", "results.csv", "leaks.csv", "report.html", "figures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

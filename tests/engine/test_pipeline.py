@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -8,7 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr_spark.engine.pipeline import in_background, prepare, prepare_groups, run_batches
+from cxr_spark.engine.pipeline import (
+    digest_pixels,
+    in_background,
+    prepare,
+    prepare_groups,
+    run_batches,
+)
 from cxr_spark.images import resize_bilinear
 
 
@@ -37,6 +44,22 @@ def test_an_image_of_the_right_size_stays_as_it_is_and_another_is_resized(
     assert np.array_equal(other.pixels, resize_bilinear(whole, (20, 30)))
     assert (same.pixels.dtype, other.pixels.dtype) == (np.uint8, np.float32)
     assert (other.height, other.width) == (40, 60)
+    for image in (same, other):
+        whole = np.round(image.pixels).astype(np.uint8)
+        assert image.pixels_digest == hashlib.sha1(whole.tobytes()).hexdigest()
+    assert prepare(files[3], (20, 30)).pixels_digest is None
+
+
+def test_pixels_have_one_digest_if_they_are_equal_as_whole_grey_levels(
+    rng: np.random.Generator,
+) -> None:
+    pixels = rng.integers(0, 256, (20, 30), np.uint8)
+    digest = digest_pixels(pixels)
+    assert digest_pixels(pixels + np.float32(0.25)) == digest
+    assert digest_pixels(np.asfortranarray(pixels)) == digest
+    changed = pixels.copy()
+    changed[7, 9] ^= 1
+    assert digest_pixels(changed) != digest
 
 
 @pytest.mark.parametrize("threads", [1, 3])

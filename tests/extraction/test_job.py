@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_rows_have_the_declared_columns_and_every_image(extracted, phantoms: Pat
         rows = read(features, record)
         assert list(rows.columns) == [
             "image_id", "path", "length", "modified", "patient_id", "finding", "official_split",
-            "height", "width", "pooled", "feature_map", "feature_map_scale",
+            "height", "width", "pixels_digest", "pooled", "feature_map", "feature_map_scale",
         ]  # fmt: skip
         files = sorted(str(p.relative_to(phantoms)) for p in phantoms.rglob("*.jpeg"))
         assert rows["image_id"].tolist() == files
@@ -70,6 +71,9 @@ def test_rows_have_the_declared_columns_and_every_image(extracted, phantoms: Pat
         assert first["length"] == status.st_size
         assert first["modified"].timestamp() == pytest.approx(status.st_mtime, abs=1e-5)
         assert (first["height"], first["width"]) == (64, 64)
+        pixels = resize_bilinear(decode_grey((phantoms / files[0]).read_bytes()), (48, 48))
+        whole = np.round(pixels).astype(np.uint8).tobytes()
+        assert first["pixels_digest"] == hashlib.sha1(whole).hexdigest()
         assert set(rows["finding"]) == {"NORMAL", "BACTERIA", "VIRUS"}
 
 

@@ -50,7 +50,10 @@ def make_measures(**changes: object) -> RunMeasures:
             "errors": [{"image_id": f"train/{SCRIPT}.jpeg", "stage": "decode", "error": SCRIPT}],
             "by_split_and_finding": [{"split": "train", "finding": "NORMAL", "n": 10}],
             "patients_by_split": {"train": 8, "val": 3, "test": 4},
-            "patients_in_two_splits": {"train-val": 0, "development-test": 2},
+            "patients_in_two_splits": {"train-val": 0, "development-test": 21},
+            "patients_outside_and_in_test": [
+                {"patient_id": f"person{i}", "n_outside": 3 + i, "n_test": 1} for i in range(20)
+            ],
         },
         "extractions": [
             {
@@ -58,9 +61,21 @@ def make_measures(**changes: object) -> RunMeasures:
                 "identity": {
                     "backbone": "ResNet50", "preprocessing": "none", "image_size": [224, 224],
                     "resize": "bilinear", "precision": "float32", "weights_digest": "d" * 64,
+                    "contract": 2,
                 },
             }
         ],
+        "leaks": {
+            "extraction": "f" * 16, "backbone": "ResNet50", "threshold": 0.7,
+            "n_images": 20, "n_compared": 20, "n_listed": 25,
+            "counts": [
+                {"split_a": a, "split_b": b, "by": by, "n_pairs": 100 + n, "n_images": 50 + n}
+                for n, (by, a, b) in enumerate(
+                    (by, a, b) for by in ("pixels", "features")
+                    for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
+                )
+            ],
+        },
         "spark": {"version": "4.0.5", "default_parallelism": 2, "conf": {}},
         "versions": {"cxr_spark": "0.1.0", "python": "3.11"},
     }  # fmt: skip
@@ -74,6 +89,16 @@ def make_measures(**changes: object) -> RunMeasures:
         "roc_curves": [(line, np.sqrt(line))] * len(results),
         "class_counts": pd.DataFrame(
             {"train": [1214, 3495], "val": [135, 388], "test": [234, 390]}, ["NORMAL", "PNEUMONIA"]
+        ),
+        "leaks": pd.DataFrame(
+            {
+                "split_a": "train",
+                "image_a": [f"train/a{i:02d}.jpeg" for i in range(25)],
+                "split_b": "test",
+                "image_b": [f"test/b{i:02d}.jpeg" for i in range(25)],
+                "by": ["pixels"] + ["features"] * 24,
+                "similarity": [1.0] + [0.8125] * 24,
+            }
         ),
     }
     return RunMeasures(**{**fields, **changes})  # type: ignore[arg-type]
@@ -107,16 +132,124 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
     assert "&lt;script&gt;" in page
 
 
+HOSTILE = """'"><img src=x onerror=alert(1)></td><script>alert(2)</script>&lt;{{ 7 * 7 }}"""
+
+
+def planted(content: object) -> object:
+    """Return the same content with something hostile at the end of every name and reason in it."""
+    if isinstance(content, dict):
+        return {key: planted(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [planted(value) for value in content]
+    return content + HOSTILE if isinstance(content, str) else content
+
+
+class Outline(html.parser.HTMLParser):
+    """Collects what a page is made of: its tags with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, list[str]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, [name for name, _ in attributes]))
+
+    def handle_data(self, text: str) -> None:
+        self.text += text
+
+
+def test_names_and_reasons_stay_text_wherever_they_stand(tmp_path: Path) -> None:
+    """File names, reasons, classes, settings: whatever comes of a folder or a record."""
+    plain, hostile = make_measures(), make_measures()
+    images = hostile.experiment["images"]
+    for key in ("errors", "errors_by_stage"):
+        images[key] = planted(images[key])
+    for row in images["by_split_and_finding"]:
+        row["finding"] += HOSTILE
+    for row in images["patients_outside_and_in_test"]:
+        row["patient_id"] += HOSTILE
+    for key in ("task", "extractions", "spark", "versions"):
+        hostile.experiment[key] = planted(hostile.experiment[key])
+    hostile.experiment["experiment"]["name"] += HOSTILE
+    classes = hostile.experiment["task"]["classes"]
+    counts = hostile.class_counts.set_axis(classes, axis="index")
+    assert hostile.leaks is not None
+    leaks = hostile.leaks.copy()
+    for column in ("image_a", "image_b"):
+        leaks[column] += HOSTILE
+    measures = make_measures(experiment=hostile.experiment, class_counts=counts, leaks=leaks)
+    expected, found = (
+        Outline(write_report(tmp_path, m).read_text(encoding="utf-8")) for m in (plain, measures)
+    )
+    assert found.tags == expected.tags
+    assert found.text.count(HOSTILE) >= 80
+
+
 def test_the_page_says_what_a_reader_needs(page: str) -> None:
     text = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", page))
     for words in (
         "Not for clinical use", "0.900 (95 % interval 0.880 to 0.920), of ResNet50-none-gap",
         "made at 252 px, without the 16 images of val/", "0.890", "21 images were found",
-        "20 were used and 1 could not be", "2 of the 4 in test stand outside test too",
+        "20 were used and 1 could not be", "21 of the 4 in test stand outside test too",
         "ffffffffffffffff", "pyspark" if "pyspark" in text else "Spark", "seeds",
     ):  # fmt: skip
         assert words in text
     assert "Demonstration" not in text
+
+
+def table_rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table after a heading, without their tags."""
+    table = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table.partition("<tbody>")[2], re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+    return [[re.sub("<[^>]*>", "", cell) for cell in row] for row in cells]
+
+
+def test_the_identity_of_every_configurations_features_is_told(page: str) -> None:
+    assert table_rows(page, "What was run") == [
+        [
+            "ResNet50-none-gap, ResNet50-none-fc1024", "ResNet50", "none", "224 x 224",
+            "bilinear", "float32", "2", f"imagenet, {'d' * 64}", "f" * 16,
+        ]
+    ]  # fmt: skip
+
+
+def test_leaks_are_counted_and_the_first_are_listed(page: str) -> None:
+    heading = "Images and patients in two splits"
+    assert table_rows(page, heading) == [
+        ["train and val", "100", "50", "103", "53"],
+        ["train and test", "101", "51", "104", "54"],
+        ["val and test", "102", "52", "105", "55"],
+    ]
+    assert "test/b00.jpeg" in page
+    assert "test/b19.jpeg" in page
+    assert "test/b20.jpeg" not in page
+    assert "The first 20 of 25 in leaks.csv" in page
+    assert '<td class="reason">person19</td><td>22</td><td>1</td>' in page
+    assert "The first 20 of 21 patients on both sides" in page
+    assert "An even sample" not in page
+
+
+@pytest.mark.parametrize(
+    ("n_compared", "told"),
+    [(12, "An even sample of 12 of the 20 images"), (0, "Features were not compared")],
+)
+def test_what_was_not_compared_is_told(tmp_path: Path, n_compared: int, told: str) -> None:
+    measures = make_measures()
+    measures.experiment["leaks"]["n_compared"] = n_compared
+    page = write_report(tmp_path, measures).read_text(encoding="utf-8")
+    assert told in re.sub(r"<[^>]*>", "", page)
+    assert ("103" in page) == bool(n_compared)
+
+
+def test_a_run_of_before_leaks_were_looked_for_says_so(tmp_path: Path) -> None:
+    measures = make_measures(leaks=None)
+    del measures.experiment["leaks"], measures.experiment["images"]["patients_outside_and_in_test"]
+    page = write_report(tmp_path, measures).read_text(encoding="utf-8")
+    assert "Images were not compared across splits" in page
+    assert "patient, by name" not in page
 
 
 def test_a_demonstration_is_labelled_in_page_and_figures(tmp_path: Path) -> None:

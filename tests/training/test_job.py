@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.shards import finish
-from cxr_spark.extraction.store import ExtractionRecord, Identity
+from cxr_spark.extraction.store import CONTRACT, ExtractionRecord, Identity
 from cxr_spark.stages import run_report, run_train
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.inputs import open_inputs
@@ -34,13 +35,15 @@ def make_store(
     findings: tuple[str, ...] = ("NORMAL", "BACTERIA", "VIRUS"),
     listing_digest: str = "0",
     official: str = "train",
+    contract: int = CONTRACT,
+    digests: Sequence[str] = (),
 ) -> ExtractionRecord:
     rng = np.random.default_rng(0)
     labels = np.arange(N) % 3
     pooled = rng.normal(size=(N, 8)).astype(np.float32)
     pooled[:, :3] += 1.5 * np.eye(3)[labels]
     record = ExtractionRecord(
-        identity=Identity(backbone, weights_digest, preprocessing, (64, 64)),
+        identity=Identity(backbone, weights_digest, preprocessing, (64, 64), contract=contract),
         weights="random",
         feature_map_shape=(1, 1, 8) if maps else None,
         n_images=N,
@@ -58,6 +61,7 @@ def make_store(
         "finding": [findings[label % len(findings)] for label in labels],
         "patient_id": [f"p{i // 2}" for i in range(N)],
         "official_split": ["test" if i % 4 == 0 else official for i in range(N)],
+        "pixels_digest": list(digests) or [f"{i:040x}" for i in range(N)],
         "pooled": list(pooled),
         "feature_map": [m.tobytes() for m in (pooled / scale[:, None]).astype("<f2")],
         "feature_map_scale": scale,
@@ -269,6 +273,8 @@ def test_two_classes_of_folders_name_their_positive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("store", "changes", "message"),
     [
+        ({"contract": 1}, {}, r"ResNet50, .*, contract \d.* holds .*, contract 1,"),
+        ({"contract": 1}, {"extraction": ["old"]}, r"There are: none of contract \d"),
         ({"maps": False}, {}, "Run extract with --feature-maps"),
         ({}, {"backbones": ["Xception"], "image_size": 96}, "an extraction of Xception.*holds"),
         ({}, {"image_size": 96}, "an extraction of ResNet50, preprocessing none, 96x96"),

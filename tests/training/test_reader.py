@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 import threading
 import time
@@ -54,6 +53,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
             "finding": ["NORMAL"] * N,
             "patient_id": pa.array([None if i % 2 else f"p{i}" for i in range(N)], pa.string()),
             "official_split": pa.array([None] * N, pa.string()),
+            "pixels_digest": [f"digest of {name}" for name in names],
             "pooled": list(rng.normal(size=(N, 5)).astype(np.float32)),
             "feature_map": [m.tobytes() for m in maps],
             "feature_map_scale": rng.uniform(1, 2, N).astype(np.float32),
@@ -87,6 +87,8 @@ def test_features_come_back_in_the_order_of_image_id(
     assert keys.image_id.tolist() == stored["image_id"].tolist()
     assert keys.patient_id.tolist() == stored["patient_id"].tolist()
     assert keys.official_split.tolist() == [None] * N
+    assert keys.pixels_digest is not None
+    assert keys.pixels_digest.tolist() == stored["pixels_digest"].tolist()
     (pooled,) = read_inputs(features, record, "pooled", keys.image_id)
     assert pooled.dtype == np.float32
     assert np.array_equal(pooled, np.stack(stored["pooled"]))
@@ -257,23 +259,64 @@ def test_a_file_that_is_cut_is_named(tmp_path: Path, rng: np.random.Generator) -
 
 
 class Harmful:
+    """Makes a file where it is unpickled, by a name that petastorm's own list lets through."""
+
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch '{self.file}'",)
+        return eval, (f"open({str(self.file)!r}, 'w').close()",)
 
 
-@pytest.mark.parametrize("name", ["_common_metadata", "_metadata"])
+def plant(features: Path, record: ExtractionRecord, name: str, harmed: Path) -> None:
+    folder = features / record.fingerprint
+    schema = pq.read_schema(folder / "part-0.parquet")
+    harmful = {b"dataset-toolkit.unischema.v1": pickle.dumps(Harmful(harmed))}
+    (folder / name).parent.mkdir(exist_ok=True)
+    pq.write_metadata(schema.with_metadata(harmful), folder / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["_common_metadata", "_metadata", "x_common_metadata", ".x_metadata", "x/_metadata"]
+)
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_keys,
+        lambda features, record: read_inputs(features, record, "pooled", NAMES),
+        lambda features, record: list(stream_inputs(features, record, "pooled", NAMES)),
+        lambda features, record: feature_shape(features, record, "pooled"),
+    ],
+    ids=["keys", "inputs", "stream", "shape"],
+)
 def test_metadata_that_petastorm_would_unpickle_is_refused(
-    tmp_path: Path, rng: np.random.Generator, name: str
+    tmp_path: Path, rng: np.random.Generator, name: str, read
 ) -> None:
     record = make_store(tmp_path / "features", rng)
-    folder = tmp_path / "features" / record.fingerprint
-    schema = pq.read_schema(folder / "part-0.parquet")
-    harmful = pickle.dumps(Harmful(tmp_path / "harmed"))
-    schema = schema.with_metadata({b"dataset-toolkit.unischema.v1": harmful})
-    pq.write_metadata(schema, folder / name)
-    with pytest.raises(UserError, match=f"Expected no {name}"):
-        read_inputs(tmp_path / "features", record, "pooled", NAMES)
+    plant(tmp_path / "features", record, name, tmp_path / "harmed")
+    with pytest.raises(UserError, match=f"Expected no {name} in "):
+        read(tmp_path / "features", record)
     assert not (tmp_path / "harmed").exists()
+
+
+def test_a_link_to_a_folder_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    record = make_store(tmp_path / "features", rng)
+    plant(tmp_path / "features", record, "x/_common_metadata", tmp_path / "harmed")
+    folder = tmp_path / "features" / record.fingerprint
+    (folder / "x").rename(tmp_path / "elsewhere")
+    (folder / "x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="Expected no x in "):
+        read_keys(tmp_path / "features", record)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["_common_metadata", "x_common_metadata"])
+def test_what_is_refused_would_do_harm(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    record = make_store(tmp_path / "features", rng)
+    plant(tmp_path / "features", record, name, tmp_path / "harmed")
+    monkeypatch.setattr("cxr_spark.training.reader._check_safe", lambda folder: None)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - what petastorm says to it is its own matter
+        read_keys(tmp_path / "features", record)
+    assert (tmp_path / "harmed").exists()
