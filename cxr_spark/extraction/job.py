@@ -166,7 +166,8 @@ def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -
     """Remove extractions of a features folder, so that they are computed afresh.
 
     Where the folder is of the same images, the named extractions go, and those that are damaged or
-    of an earlier version; others stay. Where it is of other images, all go. What is not the store's is never touched.
+    of an earlier version; others stay. Where it is of other images, all go. What is not the store's
+    is never touched.
     """
     stored = read_listing_record(features)
     if stored is None:
