@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -37,6 +39,17 @@ def test_an_image_of_the_right_size_stays_as_it_is_and_another_is_resized(
     assert np.array_equal(other.pixels, resize_bilinear(whole, (20, 30)))
     assert (same.pixels.dtype, other.pixels.dtype) == (np.uint8, np.float32)
     assert (other.height, other.width) == (40, 60)
+
+
+def test_a_file_that_grows_while_it_is_read_is_an_error_to_be_tried_again(
+    files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.stat(files[0])
+    earlier = SimpleNamespace(st_mode=status.st_mode, st_size=status.st_size - 10)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fstat", lambda descriptor: earlier)
+        image = prepare(files[0], (20, 30))
+    assert (image.stage, image.error) == ("read", "the file changed while it was read")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
