@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 
 import cv2
 import numpy as np
@@ -9,12 +8,7 @@ import pytest
 from PIL import Image
 
 from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+from tests.hostile import encode
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def make_adapter(name: str, patient_pattern: str | None = None) -> Adapter:
     if patient_pattern is not None:
         try:
             re.compile(patient_pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
                 "Expected dataset.patient_pattern to be a regular expression. "
                 f"Received: {patient_pattern!r} ({error})"

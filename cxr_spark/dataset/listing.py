@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# pandas' last nanosecond, in the year 2262; later times, of files with a wrong date, stand as it.
+# pandas' last nanosecond, in the year 2262; later times, of files with a wrong date, stand as it,
+# and those before its negative, in the year 1677, as that.
 LATEST_US = (2**63 - 1) // 1000
 
 IMAGE_SUFFIXES = (b".jpeg", b".jpg", b".png")
@@ -34,6 +35,13 @@ class FoundImage:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class _Folder:
+    path: bytes
+    prefix: bytes  # of the image_ids in it
+    is_link: bool
+
+
 def walk_images(root: str) -> Iterator[FoundImage]:
     """Yield every entry under ``root`` that ends in .jpeg, .jpg or .png, in the order of its path.
 
@@ -44,25 +52,42 @@ def walk_images(root: str) -> Iterator[FoundImage]:
     A directory that cannot be read is one entry, whose ``problem`` says why.
     """
     top = os.fsencode(os.path.abspath(root))
-    yield from _walk(top, b"", (os.path.realpath(top),))
+    ancestors = [os.path.realpath(top)]
+    levels = [_entries(top, b"")]  # no recursion: Python's ends at a thousand nested folders
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+            ancestors.pop()
+        elif isinstance(entry, FoundImage):
+            yield entry
+        else:
+            real = os.path.join(ancestors[-1], os.path.basename(entry.path))
+            if entry.is_link:
+                real = os.path.realpath(entry.path)
+            if real not in ancestors:
+                ancestors.append(real)
+                levels.append(_entries(entry.path, entry.prefix))
 
 
-def _walk(directory: bytes, prefix: bytes, ancestors: tuple[bytes, ...]) -> Iterator[FoundImage]:
+def _entries(directory: bytes, prefix: bytes) -> Iterator[FoundImage | _Folder]:
+    """Yield the images in a folder, and the folders in it, in their order."""
     try:
         with os.scandir(directory) as entries:
-            keyed = sorted((e.name + b"/" if _is_directory(e) else e.name, e.path) for e in entries)
+            keyed = sorted(
+                (e.name + b"/" if _is_directory(e) else e.name, e.path, e.is_symlink())
+                for e in entries
+            )
     except OSError as error:
         problem = f"the folder cannot be read: {error.strerror}"
         yield FoundImage(_image_id(prefix), path_to_uri(directory), -1, 0, problem)
         return
-    for key, path in keyed:
+    for key, path, is_link in keyed:
         name = key.rstrip(b"/")
         if name.lower().endswith(IMAGE_SUFFIXES):
             yield _found(prefix + name, path)
         if key.endswith(b"/"):
-            real = os.path.realpath(path)
-            if real not in ancestors:
-                yield from _walk(path, prefix + key, (*ancestors, real))
+            yield _Folder(path, prefix + key, is_link)
 
 
 def _is_directory(entry: os.DirEntry[Any]) -> bool:
@@ -75,7 +100,8 @@ def _is_directory(entry: os.DirEntry[Any]) -> bool:
 def _found(relative: bytes, path: bytes) -> FoundImage:
     try:
         status = os.stat(path)
-        length, modified_us = status.st_size, min(status.st_mtime_ns // 1000, LATEST_US)
+        modified_us = max(-LATEST_US, min(status.st_mtime_ns // 1000, LATEST_US))
+        length = status.st_size
     except OSError:
         length, modified_us = -1, 0
     return FoundImage(_image_id(relative), path_to_uri(path), length, modified_us)

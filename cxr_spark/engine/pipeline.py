@@ -20,6 +20,10 @@ import numpy.typing as npt
 from cxr_spark.engine.forward import Forward
 from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
 
+# Radiographs of 20 million pixels and 16 bits are 40 MB before any compression. A larger file is
+# refused before it is read, so that none fills the memory of a worker.
+MAX_BYTES = 64 * 2**20
+
 # Images a batch. On processors 16 are faster than 64; GPUs want more.
 BATCH_SIZE = {"CPU": 16, "GPU": 128}
 
@@ -53,12 +57,24 @@ def read_file(path: bytes) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, is no regular file, is larger than ``MAX_BYTES``, or changed
+            meanwhile.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe would wait for ever
-        raise OSError(errno.EINVAL, "not a regular file")
-    with open(path, "rb") as file:
-        return file.read()
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if status.st_size > MAX_BYTES:
+            reason = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
+            raise OSError(errno.EFBIG, reason)
+        encoded = file.read(status.st_size + 1)
+    if len(encoded) != status.st_size:
+        raise OSError(errno.EAGAIN, "the file changed while it was read")
+    return encoded
+
+
+def _open_at_once(path: str | bytes, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for ever
 
 
 def prepare(path: bytes, image_size: tuple[int, int]) -> PreparedImage:

@@ -80,8 +80,9 @@ def test_folder_refuses_what_tells_no_class_or_patient(image_id: str, pattern: s
 def test_adapter_names_are_checked() -> None:
     with pytest.raises(UserError, match="Did you mean 'kermany'"):
         make_adapter("kermani")
-    with pytest.raises(UserError, match="to be a regular expression"):
-        make_adapter("folder", "(")
+    for pattern in ("(", "p{99999999999}", "(" * 5000 + ")" * 5000):
+        with pytest.raises(UserError, match="to be a regular expression"):
+            make_adapter("folder", pattern)
     with pytest.raises(UserError, match="no dataset.patient_pattern"):
         make_adapter("kermany", "p")
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -68,11 +71,39 @@ def test_no_two_paths_share_an_image_id(tmp_path: Path) -> None:
     assert len({image.image_id for image in walk_images(str(tmp_path))}) == 3
 
 
-def test_times_that_pandas_cannot_hold_stand_as_its_last(tmp_path: Path) -> None:
-    (tmp_path / "future.png").touch()
-    os.utime(tmp_path / "future.png", (1e10, 1e10))
-    (image,) = walk_images(str(tmp_path))
-    assert pd.to_datetime(image.modified_us, unit="us").year == 2262
+@pytest.mark.parametrize(("seconds", "year"), [(1e10, 2262), (-1e10, 1677)])
+def test_times_that_pandas_cannot_hold_stand_as_its_last_or_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, year: int
+) -> None:
+    (tmp_path / "wrong.png").touch()
+    status = SimpleNamespace(st_size=0, st_mtime_ns=int(seconds * 1e9))
+    with monkeypatch.context() as patch:  # few file systems store such times
+        patch.setattr("os.stat", lambda path: status)
+        (image,) = walk_images(str(tmp_path))
+    assert pd.to_datetime(image.modified_us, unit="us").year == year
+
+
+def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
+    nested = "d/" * 100
+    (tmp_path / nested).mkdir(parents=True)
+    (tmp_path / nested / "deep.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 60)
+    try:
+        (image,) = walk_images(str(tmp_path))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert image.image_id == nested + "deep.png"
+
+
+def test_links_to_folders_are_followed_but_not_into_what_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "root" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "b" / "1.png").touch()
+    (tmp_path / "root" / "a" / "b" / "up").symlink_to("..")
+    (tmp_path / "root" / "c").symlink_to("a")
+    (tmp_path / "link").symlink_to("root")
+    found = [image.image_id for image in walk_images(str(tmp_path / "link"))]
+    assert found == ["a/b/1.png", "c/b/1.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_an_entry_with_the_reason(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -60,6 +62,17 @@ def test_pixels_have_one_digest_if_they_are_equal_as_whole_grey_levels(
     changed = pixels.copy()
     changed[7, 9] ^= 1
     assert digest_pixels(changed) != digest
+
+
+def test_a_file_that_grows_while_it_is_read_is_an_error_to_be_tried_again(
+    files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.stat(files[0])
+    earlier = SimpleNamespace(st_mode=status.st_mode, st_size=status.st_size - 10)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fstat", lambda descriptor: earlier)
+        image = prepare(files[0], (20, 30))
+    assert (image.stage, image.error) == ("read", "the file changed while it was read")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
