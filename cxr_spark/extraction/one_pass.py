@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.shards import Failure
 from cxr_spark.extraction.store import (
     ERROR_COLUMNS,
     FEATURE_COLUMNS,
     FEATURE_MAP_COLUMNS,
+    MANIFEST_COLUMNS,
     schema,
 )
 from cxr_spark.extraction.worker import (
@@ -33,7 +35,7 @@ from cxr_spark.files import location
 from cxr_spark.spark import Progress
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -94,21 +96,23 @@ def run_pass(
     """
     extractions = ship(spark, backbones)
     placement = placement_of(spark)
-    n_shards, n_tasks = cut(n_images, slots(spark, placement), len(backbones))
-    # A million images are listed in one file, which each shard would read anew.
-    images = images.withColumn("shard", shard_of(n_shards)).persist()
+    n_shards, n_tasks = plan_shards(n_images, slots(spark, placement), len(backbones))
+    pieces = folder / f"pieces-{uuid.uuid4().hex}"
+    _cut_images(images, n_shards, n_tasks, pieces)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{uuid.uuid4().hex[:6]}"
-    watched = Progress(spark, "extracting", n_images, n_shards * (n_tasks + 1))
+    watched = Progress(spark, "extracting", n_images, n_shards * n_tasks)
     began = time.monotonic()
 
     def write(k: int) -> PassedShard:
         watched.join()
-        staged = folder / f"{stamp}-{k:05d}"
-        rows = images.where(f"shard = {k}").drop("shard")
+        staged, place = folder / f"{stamp}-{k:05d}", pieces / f"shard={k}"
+        if not place.is_dir():  # no name fell to it
+            return PassedShard(staged.name, staged, ())
+        rows = read_columns(spark, place, MANIFEST_COLUMNS).select(*MANIFEST_COLUMNS)
         extractor = make_extractor(
             extractions, extractions[0].identity.image_size, placement, feature_maps=feature_maps
         )
-        failures = _write_features(rows, n_tasks, extractor, staged, feature_maps=feature_maps)
+        failures = _write_features(rows, extractor, staged, feature_maps=feature_maps)
         return PassedShard(staged.name, staged, failures)
 
     with watched, ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
@@ -122,12 +126,11 @@ def run_pass(
                 shard.cancel()
             watched.cancel()
             raise
-    images.unpersist()
     seconds = time.monotonic() - began
     log.info("extracted: %d images in %.1f s, %.1f images/s", n_images, seconds, n_images / seconds)
 
 
-def cut(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int]:
+def plan_shards(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int]:
     """Return the number of shards, and of the tasks of each.
 
     A shard that fills the cluster has as many tasks as run at once. It is no larger than what one
@@ -138,11 +141,23 @@ def cut(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int]:
     return n_shards, max(1, min(n_slots, n_images // n_shards))
 
 
-def shard_of(n_shards: int) -> Column:
-    """Return the shard of an image, which follows from its name alone."""
+def _cut_images(images: DataFrame, n_shards: int, n_tasks: int, folder: Path) -> None:
+    """Write images into ``folder/shard=i/piece=j``: a file for each task, by a hash of their names.
+
+    A shard is then one stage, whose tasks wait while those of the shard before it run. One that
+    had to shuffle its images first would leave a core idle for a tenth of a second.
+    """
     from pyspark.sql import functions as F  # noqa: N812
 
-    return F.pmod(F.xxhash64("image_id"), F.lit(n_shards)).cast("int")
+    piece = F.pmod(F.xxhash64("image_id"), F.lit(n_shards * n_tasks)).cast("int")
+    (
+        images.withColumn("piece", piece)
+        .withColumn("shard", F.floor(F.col("piece") / n_tasks).cast("int"))
+        .repartition("piece")
+        .sortWithinPartitions("piece", "image_id")
+        .write.partitionBy("shard", "piece")
+        .parquet(location(folder))
+    )
 
 
 def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extraction]:
@@ -166,15 +181,13 @@ def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
 
 
 def _write_features(
-    images: DataFrame, n_tasks: int, extractor: Extractor, folder: Path, *, feature_maps: bool
+    images: DataFrame, extractor: Extractor, folder: Path, *, feature_maps: bool
 ) -> tuple[Failure, ...]:
     """Write the features of all backbones, partitioned by fingerprint; return the failed images."""
     from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
-    # Tasks of one size, so that no core waits for another's.
-    tasks = images.repartition(n_tasks).sortWithinPartitions("image_id")
-    rows = tasks.mapInPandas(extractor, schema(result_columns(feature_maps)))
+    rows = images.mapInPandas(extractor, schema(result_columns(feature_maps)))
     failures = Observation("failures")
     # As JSON, since PySpark returns no arrays of structs from an observation.
     failed = F.to_json(F.collect_list(F.when(F.col("error").isNotNull(), F.struct(*ERROR_COLUMNS))))

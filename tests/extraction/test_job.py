@@ -113,7 +113,7 @@ def test_features_do_not_depend_on_the_number_of_tasks(
     extracted, spark, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, features, records = extracted
-    monkeypatch.setattr("cxr_spark.extraction.one_pass.cut", lambda *_: (3, 1))
+    monkeypatch.setattr("cxr_spark.extraction.one_pass.plan_shards", lambda *_: (3, 1))
     other = tmp_path / "other"
     for record, again in zip(records, run(spark, experiment, phantoms, other), strict=True):
         one, two = read(features, record), read(other, again)

@@ -12,7 +12,7 @@ import pytest
 
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction import resume
-from cxr_spark.extraction.one_pass import cut
+from cxr_spark.extraction.one_pass import plan_shards
 from cxr_spark.extraction.store import check_files, list_extractions
 from tests.extraction.test_job import read, read_errors, run
 
@@ -68,7 +68,7 @@ def assert_same_features(one: pd.DataFrame, two: pd.DataFrame) -> None:
     ],
 )
 def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_backbones, expected) -> None:
-    assert cut(n_images, n_slots, n_backbones) == expected
+    assert plan_shards(n_images, n_slots, n_backbones) == expected
 
 
 def test_a_stopped_run_goes_on_with_what_it_lacks(
