@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STAGING = "_staging-"
+WAIT_FOR_LISTING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,20 +127,22 @@ def _extract(
         with ThreadPoolExecutor(1) as pool:
             warmed = pool.submit(_warm, spark, extractions)
             listing = stage_listing(spark, request.experiment, request.images, staging / "manifest")
-            warmed.result()
-        if listing.n_images == listing.n_refused:
-            raise UserError(
-                "Expected at least one image whose path the adapter recognises. "
-                f"Received: {listing.n_images} images, of which none does"
+            if listing.n_images == listing.n_refused:
+                raise UserError(
+                    "Expected at least one image whose path the adapter recognises. "
+                    f"Received: {listing.n_images} images, of which none does"
+                )
+            if overwrite:
+                clear_store(features, listing, [b.identity.fingerprint for b in backbones])
+            listing = accept_listing(
+                spark, features, staging / "manifest", listing, refresh=request.experiment.refresh
             )
-        if overwrite:
-            clear_store(features, listing, [b.identity.fingerprint for b in backbones])
-        listing = accept_listing(
-            spark, features, staging / "manifest", listing, refresh=request.experiment.refresh
-        )
-        accepted = True
-        outputs = Outputs(features, staging, request.feature_maps)
-        complete(spark, request.experiment, outputs, listing, backbones, request.demonstration)
+            accepted = True
+            outputs = Outputs(features, staging, request.feature_maps)
+            complete(
+                spark, request.experiment, outputs, listing, backbones, request.demonstration,
+                warmed=warmed.result,
+            )  # fmt: skip
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         # A manifest alone would bind the folder.
@@ -208,7 +212,9 @@ def _record_of(request: ExtractionRequest, backbone: LoadedBackbone) -> Extracti
 
 
 def _warm(spark: SparkSession, extractions: list[Extraction]) -> None:
-    """Have the workers load what is to be computed.
+    """Have the workers load what is to be computed, once the listing has been submitted.
+
+    The listing takes a core for a moment; behind the workers' seconds of loading it would wait.
 
     Raises:
         UserError: the device that Spark gave to tasks cannot be used.
@@ -217,6 +223,11 @@ def _warm(spark: SparkSession, extractions: list[Extraction]) -> None:
 
     if not extractions:
         return
+    deadline = time.monotonic() + WAIT_FOR_LISTING_S
+    while not spark.sparkContext.statusTracker().getActiveJobsIds():
+        if time.monotonic() > deadline:  # it has ended already
+            break
+        time.sleep(0.01)
     try:
         warm_workers(spark, extractions)
     except PySparkException as error:

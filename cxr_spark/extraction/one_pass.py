@@ -79,6 +79,7 @@ def run_pass(
     folder: Path,
     *,
     feature_maps: bool,
+    warmed: Callable[[], object],
     done: Callable[[PassedShard], None],
 ) -> None:
     """Run all backbones over images once, shard by shard.
@@ -92,13 +93,15 @@ def run_pass(
         backbones: which to run.
         folder: where shards are written.
         feature_maps: whether to write feature maps as well.
+        warmed: waits until the workers have loaded their graphs.
         done: called with each shard, in this thread, as soon as it is written.
     """
-    extractions = ship(spark, backbones)
     placement = placement_of(spark)
     n_shards, n_tasks = plan_shards(n_images, slots(spark, placement), len(backbones))
     pieces = folder / f"pieces-{uuid.uuid4().hex}"
     _cut_images(images, n_shards, n_tasks, pieces)
+    warmed()
+    extractions = ship(spark, backbones)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{uuid.uuid4().hex[:6]}"
     watched = Progress(spark, "extracting", n_images, n_shards * n_tasks)
     began = time.monotonic()
@@ -153,8 +156,6 @@ def _cut_images(images: DataFrame, n_shards: int, n_tasks: int, folder: Path) ->
     (
         images.withColumn("piece", piece)
         .withColumn("shard", F.floor(F.col("piece") / n_tasks).cast("int"))
-        .repartition("piece")
-        .sortWithinPartitions("piece", "image_id")
         .write.partitionBy("shard", "piece")
         .parquet(location(folder))
     )

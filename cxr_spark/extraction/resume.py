@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,6 +141,8 @@ def complete(
     listing: Listing,
     backbones: Sequence[LoadedBackbone],
     demonstration: str,
+    *,
+    warmed: Callable[[], object],
 ) -> None:
     """Compute and commit whatever the extractions of some backbones lack of a listing.
 
@@ -153,9 +155,10 @@ def complete(
         listing: what the manifest is.
         backbones: with the graphs for what is asked.
         demonstration: for the records.
+        warmed: waits until the workers have loaded their graphs.
 
     Raises:
-        UserError: no image could be used.
+        UserError: no image could be used, or a device cannot.
         RunFailed: see ``extract``.
     """
     passes: dict[tuple[int, int], tuple[Remaining, list[Begun]]] = {}
@@ -177,7 +180,7 @@ def complete(
         _check_errors(spark, experiment, outputs, listing, _final(states[0].failures))
         if remaining.n_images:
             _check_maps(outputs, states)
-            _pass(spark, experiment, outputs, listing, remaining, states)
+            _pass(spark, experiment, outputs, listing, remaining, states, warmed)
         for state in states:
             now = begun(outputs, state.backbone)
             _finish(spark, outputs, listing, now, demonstration)
@@ -262,6 +265,7 @@ def _pass(
     listing: Listing,
     remaining: Remaining,
     states: Sequence[Begun],
+    warmed: Callable[[], object],
 ) -> None:
     """Compute what some extractions lack, all the same images, and commit each shard."""
     failures = list(_final(states[0].failures))
@@ -276,7 +280,7 @@ def _pass(
 
     run_pass(
         spark, remaining.images, remaining.n_images, [state.backbone for state in states],
-        outputs.staging, feature_maps=outputs.feature_maps, done=done,
+        outputs.staging, feature_maps=outputs.feature_maps, warmed=warmed, done=done,
     )  # fmt: skip
 
 
