@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -103,9 +104,20 @@ def find_processes(words: str, *, under: psutil.Process | None = None) -> list[p
 
 def python_workers(executors: list[psutil.Process]) -> list[psutil.Process]:
     """Return the Python workers that compute: children of the daemon of an executor."""
-    daemons = [d for e in executors for d in find_processes("pyspark.daemon", under=e)]
-    forked = {p.pid: p for d in daemons for p in d.children()}
-    return [p for p in forked.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    found = {}
+    for executor in executors:
+        with contextlib.suppress(psutil.Error):  # some end while they are looked at
+            for daemon in find_processes("pyspark.daemon", under=executor):
+                found.update({p.pid: p for p in daemon.children() if is_alive(p)})
+    return list(found.values())
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs, and is not merely remembered."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def n_committed(features: Path) -> int:

@@ -24,6 +24,7 @@ from tests.faults import (
     Run,
     assert_same,
     find_processes,
+    is_alive,
     n_committed,
     python_workers,
     read_features,
@@ -34,7 +35,7 @@ FULL = os.environ.get("CXR_FAULTS") == "full"
 N_IMAGES = 600
 EXECUTOR = "CoarseGrainedExecutorBackend"
 # The share of the undisturbed run at which a kill comes; each a tenth of it.
-MOMENTS = [(k + 0.5) / 10 for k in range(10)] if FULL else [0.75]
+MOMENTS = [(k + 0.5) / 10 for k in range(10)] if FULL else [0.5]
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +82,27 @@ def executors(master: str) -> list[psutil.Process]:
     return [p for p in find_processes(EXECUTOR) if p.name() == "java"]
 
 
+def wait(run: Run, features: Path, seconds: float) -> None:
+    """Wait for a moment of the run; in the short form, for its first shard."""
+    if FULL:
+        run.sleep_until(seconds)
+    else:
+        run.wait_until(lambda: n_committed(features))
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_python_worker(
     cluster, images, config, undisturbed, tmp_path: Path, moment: float
 ) -> None:
     expected, seconds = undisturbed
     run = extract(tmp_path, cluster, images, config, tmp_path / "features")
-    run.sleep_until(moment * seconds)
-    run.wait_until(lambda: python_workers(executors(cluster)))
-    victim = python_workers(executors(cluster))[-1]
+    features, victims = tmp_path / "features", list[psutil.Process]()
+    wait(run, features, moment * seconds)
+    run.wait_until(lambda: victims.extend(python_workers(executors(cluster))) or victims)
+    victim = victims[-1]
+    assert is_alive(victim)
     victim.kill()
-    print(f"killed at {moment:.2f} with {n_committed(tmp_path / 'features')} shards committed")
+    print(f"worker killed at {moment:.2f}, {n_committed(features)} shards committed")
     assert run.wait() == 0, run.said[-3000:]
     assert_same(read_features(tmp_path / "features"), expected)
 
@@ -123,9 +134,7 @@ def test_a_killed_driver_and_the_same_command_again(
     expected, seconds = undisturbed
     features = tmp_path / "features"
     run = extract(tmp_path, cluster, images, config, features)
-    run.sleep_until(moment * seconds)
-    if not FULL:
-        run.wait_until(lambda: n_committed(features))
+    wait(run, features, moment * seconds)
     alive = run.process.poll() is None
     n_kept = n_committed(features)
     kept = {f: f.stat().st_mtime_ns for f in features.glob("_parts/*/*/*.parquet")}
@@ -134,7 +143,7 @@ def test_a_killed_driver_and_the_same_command_again(
     assert alive
     again = extract(tmp_path, cluster, images, config, features)
     assert again.wait() == 0, again.said[-3000:]
-    print(f"killed at {moment:.2f} with {n_kept} shards and {n_there} images committed")
+    print(f"driver killed at {moment:.2f}, {n_kept} shards of {n_there} images committed")
     counted = re.search(r"([\d,]+) images to be computed(?:, ([\d,]+) already)?", again.said)
     if counted is None:  # it was killed after its last shard
         assert "finishing the extraction" in again.said or "already in the store" in again.said

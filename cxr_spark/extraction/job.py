@@ -175,6 +175,7 @@ def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -
     """
     stored = read_listing_record(features)
     if stored is None:
+        clear_parts(features)
         return
     if stored.is_of_same_images(listing):
         for fingerprint in {*fingerprints, *_damaged(features)}:

@@ -84,7 +84,7 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     assigned = assign(experiment, images)
     if not experiment.overwrite:
         fingerprints = {record.fingerprint for record in records}
-        check_same_features(run, fingerprints, records[0].listing_digest)
+        check_same_features(run, fingerprints, (records[0].listing_digest, records[0].n_rows))
     begin_run(run, experiment)
     errors = read_errors(features, records[0])
     update_experiment(run, **describe_run(records, images, assigned, errors))

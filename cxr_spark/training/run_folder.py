@@ -126,14 +126,15 @@ def begin_run(run: Path, experiment: Experiment) -> None:
 
 
 def check_same_features(
-    run: Path, fingerprints: set[str], listing_digest: str | None = None
+    run: Path, fingerprints: set[str], images: tuple[str, int] | None = None
 ) -> None:
     """Refuse to go on with a run whose heads were trained on other features.
 
     Args:
         run: the run folder.
         fingerprints: of the extractions to train on.
-        listing_digest: of their images; None where it is not known yet.
+        images: the digest of their listing, and how many of them have features, which grows where
+            one can be read at last; None where it is not known yet.
 
     Raises:
         UserError: the run folder tells of other extractions, or of other images.
@@ -142,7 +143,8 @@ def check_same_features(
     if "extractions" not in content:
         return
     before = {extraction["fingerprint"] for extraction in content["extractions"]}
-    other_images = listing_digest not in (None, content["images"]["listing_digest"])
+    before_images = (content["images"]["listing_digest"], content["images"]["n_rows"])
+    other_images = images not in (None, before_images)
     if before != fingerprints or other_images:
         raise UserError(
             f"Expected the features that {run} was trained on, {', '.join(sorted(before))}. "

@@ -109,8 +109,9 @@ def test_wrong_flags_are_one_line(arguments: list[str], message: str, tmp_path: 
 
 def test_an_interruption_is_one_line(tmp_path: Path, phantoms: Path) -> None:
     stopping = (
-        "import sys; sys.path.insert(0, 'jobs'); import benchmark, cxr_spark.benchmark.job as job\n"
-        "def stop(*_): raise KeyboardInterrupt\n"
+        "import os, signal, sys, time; sys.path.insert(0, 'jobs')\n"
+        "import benchmark, cxr_spark.benchmark.job as job\n"
+        "def stop(*_): os.kill(os.getpid(), signal.SIGINT); time.sleep(10)\n"
         "job.measure_engine = stop\n"
         f"sys.argv = ['benchmark.py', '--engine-only', '--images', {str(phantoms)!r},"
         f" '--out', {str(tmp_path / 'x.json')!r}]\n"
