@@ -99,7 +99,7 @@ def run_pass(
     placement = placement_of(spark)
     n_shards, n_tasks = plan_shards(n_images, slots(spark, placement), len(backbones))
     pieces = folder / f"pieces-{uuid.uuid4().hex}"
-    _cut_images(images, n_shards, n_tasks, pieces)
+    _cut_images(images, n_images, n_shards, n_tasks, pieces)
     warmed()
     extractions = ship(spark, backbones)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{uuid.uuid4().hex[:6]}"
@@ -109,8 +109,6 @@ def run_pass(
     def write(k: int) -> PassedShard:
         watched.join()
         staged, place = folder / f"{stamp}-{k:05d}", pieces / f"shard={k}"
-        if not place.is_dir():  # no name fell to it
-            return PassedShard(staged.name, staged, ())
         rows = read_columns(spark, place, MANIFEST_COLUMNS).select(*MANIFEST_COLUMNS)
         extractor = make_extractor(
             extractions, extractions[0].identity.image_size, placement, feature_maps=feature_maps
@@ -144,15 +142,20 @@ def plan_shards(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int
     return n_shards, max(1, min(n_slots, n_images // n_shards))
 
 
-def _cut_images(images: DataFrame, n_shards: int, n_tasks: int, folder: Path) -> None:
-    """Write images into ``folder/shard=i/piece=j``: a file for each task, by a hash of their names.
+def _cut_images(
+    images: DataFrame, n_images: int, n_shards: int, n_tasks: int, folder: Path
+) -> None:
+    """Write images into ``folder/shard=i/piece=j``: a file for each task.
 
-    A shard is then one stage, whose tasks wait while those of the shard before it run. One that
-    had to shuffle its images first would leave a core idle for a tenth of a second.
+    Images are cut in the order of a hash of their names into tasks of one size, so that no core
+    waits for another's at the end. A shard is then one stage, whose tasks are there while those of
+    the shard before it run; one that had to shuffle its images first would leave cores idle.
     """
+    from pyspark.sql import Window
     from pyspark.sql import functions as F  # noqa: N812
 
-    piece = F.pmod(F.xxhash64("image_id"), F.lit(n_shards * n_tasks)).cast("int")
+    place = F.row_number().over(Window.orderBy(F.xxhash64("image_id"), "image_id")) - 1
+    piece = F.floor(place * F.lit(n_shards * n_tasks) / F.lit(n_images)).cast("int")
     (
         images.withColumn("piece", piece)
         .withColumn("shard", F.floor(F.col("piece") / n_tasks).cast("int"))
