@@ -32,7 +32,7 @@ from tests.faults import (
 from tests.test_cluster import started
 
 FULL = os.environ.get("CXR_FAULTS") == "full"
-N_IMAGES = 600
+N_IMAGES = 1200 if FULL else 600
 EXECUTOR = "CoarseGrainedExecutorBackend"
 # The share of the undisturbed run at which a kill comes; each a tenth of it.
 MOMENTS = [(k + 0.5) / 10 for k in range(10)] if FULL else [0.5]

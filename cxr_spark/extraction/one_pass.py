@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 # A task of one backbone has at most so many images, so that what a kill loses is minutes.
 IMAGES_A_TASK = 4096
 # A run has at least so many shards, where each can have so many images.
-SHARDS_A_RUN, IMAGES_A_SHARD = 4, 128
+SHARDS_A_RUN, IMAGES_A_SHARD = 4, 256
+# What runs one task at a time has at least so many, lest one that is slower is waited for.
+TASKS_A_SLOT = 4
 SHARDS_AT_ONCE = 2
 
 PARQUET: dict[str, str | int] = {
@@ -134,12 +136,13 @@ def run_pass(
 def plan_shards(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int]:
     """Return the number of shards, and of the tasks of each.
 
-    A shard that fills the cluster has as many tasks as run at once. It is no larger than what one
-    may lose, and no run of some length has so few that a kill costs much of it.
+    A shard fills the cluster with tasks. It is no larger than what one may lose, and no run of some
+    length has so few shards that a kill costs much of it.
     """
     largest = n_slots * max(1, IMAGES_A_TASK // n_backbones)
     n_shards = max(math.ceil(n_images / largest), min(SHARDS_A_RUN, n_images // IMAGES_A_SHARD), 1)
-    return n_shards, max(1, min(n_slots, n_images // n_shards))
+    n_tasks = n_slots * math.ceil(TASKS_A_SLOT / n_shards)
+    return n_shards, max(1, min(n_tasks, n_images // n_shards))
 
 
 def _cut_images(

@@ -59,6 +59,8 @@ def assert_same_features(one: pd.DataFrame, two: pd.DataFrame) -> None:
     ("n_images", "n_slots", "n_backbones", "expected"),
     [
         (1, 2, 1, (1, 1)),
+        (19, 2, 1, (1, 8)),
+        (20, 2, 1, (2, 4)),
         (90, 2, 1, (4, 2)),
         (5_856, 2, 1, (4, 2)),
         (400_000, 2, 1, (49, 2)),
