@@ -205,6 +205,8 @@ def _tell_when_stopped(left: str | None) -> None:
         f"{os.path.basename(sys.argv[0])}: stopped; "
         f"{left or f'to go on where it was: {_command()}'}\n"
     )
+    if left is None and "--overwrite" in sys.argv:
+        line = line.rstrip() + " (with --overwrite again if nothing was computed yet)\n"
 
     def stop(*_: object) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)

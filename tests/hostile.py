@@ -397,6 +397,7 @@ NAMES = (
 
 PICTURE = Decodes(picture)
 TRUNCATED = Fails("decode", "truncated")
+CHANGED = Fails("read", "changed since it was listed")
 NEITHER = Fails("decode", "neither JPEG nor PNG")
 TOO_MANY_PIXELS = Fails("decode", r"has \d+ x \d+ pixels, more than 40,000,000")
 
@@ -613,7 +614,7 @@ HOSTILE = (
         spoil=os.unlink,
     ),
     Hostile(
-        "cut after it was listed", b"shortened.png", write(png), TRUNCATED,
+        "cut after it was listed", b"shortened.png", write(png), CHANGED,
         spoil=lambda path: os.truncate(path, 200),
     ),
     Hostile("the same image twice", b"twin-1.png", write(png), PICTURE),

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from cxr_spark.dataset.listing import uri_to_path, walk_images
-from cxr_spark.engine.pipeline import prepare
+from cxr_spark.engine.pipeline import Listed, prepare
 from cxr_spark.images import UndecodableImage, decode_grey
 from tests.conftest import ROOT
 from tests.hostile import HOSTILE, Fails, Hostile, encode, flip, jpeg, pillow, plant, png
@@ -78,11 +78,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("row", HOSTILE, ids=lambda row: row.id)
 def test_a_file_is_listed_and_is_its_pixels_or_a_reason(folder: Path, row: Hostile) -> None:
     plant(b".", tuple(r for r in HOSTILE if r is row or r.name == b"8-bit.png"))
-    listed = {os.path.basename(uri_to_path(image.path)) for image in walk_images(str(folder))}
-    assert row.name in listed
+    found = {os.path.basename(uri_to_path(image.path)): image for image in walk_images(str(folder))}
+    listed = Listed(row.name, found[row.name].length, found[row.name].modified_us)
     row.spoil(row.name)
     with without_roots_rights():
-        image = prepare(row.name, (56, 48))
+        image = prepare(listed, (56, 48))
     if isinstance(row.outcome, Fails):
         assert (image.pixels, image.stage) == (None, row.outcome.stage)
         assert re.search(row.outcome.reason, image.error or "")

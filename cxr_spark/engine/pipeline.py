@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +53,26 @@ class PreparedImage:
     error: str | None = None
 
 
-def read_file(path: bytes) -> bytes:
+class Listed(NamedTuple):
+    """A file as it was when it was listed; what has changed since is not what its row says.
+
+    Attributes:
+        path: of the file.
+        length: in bytes.
+        modified_us: time of its last modification, microseconds since 1970 UTC; None if unknown.
+    """
+
+    path: bytes
+    length: int
+    modified_us: int | None
+
+
+def read_file(path: bytes, listed: Listed | None = None) -> bytes:
     """Return a file's bytes.
 
     Raises:
         OSError: it cannot be read, is no regular file, is larger than ``MAX_BYTES``, or changed
-            meanwhile.
+            meanwhile or since it was listed.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
@@ -67,20 +81,27 @@ def read_file(path: bytes) -> bytes:
         if status.st_size > MAX_BYTES:
             reason = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
             raise OSError(errno.EFBIG, reason)
+        if listed is not None and not _is_as_listed(status, listed):
+            raise OSError(errno.ESTALE, "the file has changed since it was listed")
         encoded = file.read(status.st_size + 1)
     if len(encoded) != status.st_size:
         raise OSError(errno.EAGAIN, "the file changed while it was read")
     return encoded
 
 
+def _is_as_listed(status: os.stat_result, listed: Listed) -> bool:
+    modified = (status.st_mtime_ns // 1000, None)
+    return status.st_size == listed.length and listed.modified_us in modified
+
+
 def _open_at_once(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for ever
 
 
-def prepare(path: bytes, image_size: tuple[int, int]) -> PreparedImage:
-    """Read, decode and resize one file."""
+def prepare(file: bytes | Listed, image_size: tuple[int, int]) -> PreparedImage:
+    """Read, decode and resize one file, by its path or as it was listed."""
     try:
-        encoded = read_file(path)
+        encoded = read_file(file.path, file) if isinstance(file, Listed) else read_file(file)
     except OSError as error:
         return PreparedImage(0, 0, None, stage="read", error=error.strerror or str(error))
     try:
@@ -106,12 +127,15 @@ def digest_pixels(pixels: npt.NDArray[Any]) -> str:
 
 
 def prepare_groups(
-    groups: Iterable[tuple[Group, Sequence[bytes]]], image_size: tuple[int, int], *, threads: int
+    groups: Iterable[tuple[Group, Sequence[bytes | Listed]]],
+    image_size: tuple[int, int],
+    *,
+    threads: int,
 ) -> Iterator[tuple[Group, list[PreparedImage]]]:
     """Prepare groups of files in their order.
 
     Args:
-        groups: (what it is known by, paths of its files).
+        groups: (what it is known by, its files).
         image_size: (height, width) in pixels.
         threads: how many decode. With one, this thread does it, when the group is asked for; with
             more, they decode the next group while this one is computed.

@@ -53,7 +53,7 @@ class Remaining:
 
 
 def find_remaining(
-    spark: SparkSession, manifest: DataFrame, files: Sequence[Path], failures: Iterable[Failure]
+    spark: SparkSession, manifest: DataFrame, files: Sequence[Path], failures: Sequence[Failure]
 ) -> Remaining:
     """Return the images that have neither features nor a reason that would be found again.
 
@@ -61,13 +61,13 @@ def find_remaining(
         spark: the session.
         manifest: every image found.
         files: the Parquet files that hold the features there are.
-        failures: the images that could not be used.
+        failures: the images that are not to be tried again.
     """
     from pyspark.sql import functions as F  # noqa: N812
 
     usable = manifest.where("error IS NULL").select(*MANIFEST_COLUMNS)
-    final = _failures_table(spark, [f for f in failures if f[3] in FINAL_STAGES])
-    images, n_stale = usable.join(F.broadcast(final), ["image_id", "length"], "left_anti"), 0
+    final = F.broadcast(_failures_table(spark, failures))
+    images, n_stale = usable.join(final, ["image_id", "length"], "left_anti"), 0
     if files:
         rows = read_columns(spark, files, MANIFEST_COLUMNS)
         images = images.join(rows, IMAGE_KEY, "left_anti")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from cxr_spark.config import Experiment
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.listing import (
-    Listing,
+    MANIFEST_RECORD,
+    REPLACED,
     accept_listing,
-    read_listing_record,
     stage_listing,
 )
 from cxr_spark.extraction.load import LoadedBackbone
@@ -32,6 +32,7 @@ from cxr_spark.extraction.store import (
     ExtractionRecord,
     list_extractions,
     read_record,
+    record_files,
     write_record,
 )
 from cxr_spark.extraction.worker import Extraction
@@ -133,10 +134,15 @@ def _extract(
                     f"Received: {listing.n_images} images, of which none does"
                 )
             if overwrite:
-                clear_store(features, listing, [b.identity.fingerprint for b in backbones])
-            listing = accept_listing(
-                spark, features, staging / "manifest", listing, refresh=request.experiment.refresh
-            )
+                clear_extractions(features, [b.identity.fingerprint for b in backbones])
+            refresh, staged = request.experiment.refresh, staging / "manifest"
+            try:
+                listing = accept_listing(spark, features, staged, listing, refresh=refresh)
+            except UserError:
+                if not overwrite:
+                    raise
+                clear_store(features)  # it is of other images
+                listing = accept_listing(spark, features, staged, listing, refresh=refresh)
             accepted = True
             outputs = Outputs(features, staging, request.feature_maps)
             complete(
@@ -144,9 +150,9 @@ def _extract(
                 warmed=warmed.result,
             )  # fmt: skip
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _clear_staging(features)
         # A manifest alone would bind the folder.
-        if accepted and not list_extractions(features) and not has_parts(features):
+        if accepted and not record_files(features) and not has_parts(features):
             shutil.rmtree(features / "manifest")
     return [_record_of(request, backbone) for backbone in backbones]
 
@@ -161,39 +167,43 @@ def _tell_room(features: Path) -> str:
 
 
 def _clear_staging(features: Path) -> None:
-    """Remove what killed runs were writing when they were."""
+    """Remove what killed runs were writing when they were, but for a manifest set aside."""
+    for replaced in features.glob(f"{STAGING}*/{REPLACED}"):
+        if not (features / "manifest").exists():
+            replaced.rename(features / "manifest")
     for folder in features.glob(f"{STAGING}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_store(features: Path, listing: Listing, fingerprints: Sequence[str]) -> None:
-    """Remove extractions of a features folder, so that they are computed afresh.
+def clear_extractions(features: Path, fingerprints: Sequence[str]) -> None:
+    """Remove the named extractions, and those that are damaged or of an earlier version.
 
-    Where the folder is of the same images, the named extractions go, and those that are damaged or
-    of an earlier version; others stay. Where it is of other images, all go. What is not the store's
-    is never touched.
+    Where none is left, their manifest goes as well, so that images are listed anew.
     """
-    stored = read_listing_record(features)
-    if stored is None:
-        clear_parts(features)
-        return
-    if stored.is_of_same_images(listing):
-        for fingerprint in {*fingerprints, *_damaged(features)}:
-            clear_parts(features, fingerprint)
-            shutil.rmtree(features / fingerprint, ignore_errors=True)
-            shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
-        return
+    for fingerprint in {*fingerprints, *_damaged(features)}:
+        clear_parts(features, fingerprint)
+        (features / fingerprint / RECORD_NAME).unlink(missing_ok=True)  # first: it vouches for all
+        shutil.rmtree(features / fingerprint, ignore_errors=True)
+        shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
+    if not record_files(features) and not has_parts(features):
+        clear_store(features)
+
+
+def clear_store(features: Path) -> None:
+    """Remove all that a features folder holds of ours; what is not the store's stays."""
     clear_parts(features)
-    for record in features.glob(f"*/{RECORD_NAME}"):
+    for record in record_files(features):
+        record.unlink()
         shutil.rmtree(record.parent)
-    for name in ("manifest", "errors"):
-        shutil.rmtree(features / name, ignore_errors=True)
+    if (features / "manifest" / MANIFEST_RECORD).exists():
+        for name in ("errors", "manifest"):
+            shutil.rmtree(features / name, ignore_errors=True)
 
 
 def _damaged(features: Path) -> list[str]:
     """Return the fingerprints of extractions whose record cannot be read."""
     damaged = []
-    for file in features.glob(f"*/{RECORD_NAME}"):
+    for file in record_files(features):
         try:
             read_record(file.parent)
         except UserError:

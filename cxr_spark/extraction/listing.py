@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # What makes two listings the same: not where the images lie, but what their paths say of them.
 DIGESTED = [name for name in LISTING_COLUMNS if name != "path"]
+MANIFEST_RECORD = "_manifest.json"
+REPLACED = "replaced"  # a manifest that another is about to take the place of
 _SAID_OF_PATHS = ("patient_id", "finding", "official_split", "error")
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Listing:
 
 def write_listing_record(manifest: Path, listing: Listing) -> None:
     """Write the record into a manifest's folder; without it the folder is not ours."""
-    write_json(manifest / "_manifest.json", dataclasses.asdict(listing))
+    write_json(manifest / MANIFEST_RECORD, dataclasses.asdict(listing))
 
 
 def read_listing_record(features: Path) -> Listing | None:
@@ -58,7 +60,7 @@ def read_listing_record(features: Path) -> Listing | None:
     Raises:
         UserError: the record is damaged.
     """
-    file = features / "manifest" / "_manifest.json"
+    file = features / "manifest" / MANIFEST_RECORD
     if not file.exists():
         return None
     try:
@@ -149,10 +151,10 @@ def accept_listing(
     _check_is_related(spark, features, staged, stored, listing, refresh=refresh)
     joined = _join(spark, manifest, staged, refresh=refresh)
     beside = staged.with_name("joined")
-    now = _write_listing(joined, beside, None)
+    now = _write_listing(joined, beside, listing.limit)
     if stored.is_of_same_images(now):
         return stored
-    manifest.rename(staged.with_name("replaced"))
+    manifest.rename(staged.with_name(REPLACED))
     beside.rename(manifest)
     return now
 
@@ -169,18 +171,24 @@ def _check_is_related(
     """Tell what has changed; refuse a listing of which too little stood in the store's.
 
     Raises:
-        UserError: a sample was cut from either, paths are read in another way, or more than half
-            of the images are gone and nobody asked to drop them.
+        UserError: another sample was cut, paths are read in another way, more than half of the
+            images are gone, or images are to be dropped while a folder cannot be read.
     """
     changes = _compare(spark, features / "manifest", staged)
-    cut = (stored.limit, listing.limit) != (None, None)
-    gone = changes["n_gone"] > stored.n_images / 2 and not refresh
-    if cut or changes["n_read_otherwise"] or gone:
+    is_sample = (stored.limit, listing.limit) != (None, None)
+    other_sample = stored.limit != listing.limit or changes["n_new"] or changes["n_gone"]
+    gone = changes["n_gone"] > stored.n_images / 2
+    if (is_sample and other_sample) or changes["n_read_otherwise"] or gone:
         raise UserError(
             "Expected the features folder of the same images, or of a part of them. "
             f"Received: {features}, made of {stored.n_images} images, where --images (and --limit) "
             f"now give {listing.n_images}; names, sizes, times or what dataset: reads of paths "
             "differ. Give another --features, or --overwrite to start afresh."
+        )
+    if refresh and changes["n_gone"] and changes["n_folders"]:
+        raise UserError(
+            f"Expected to read all folders before images are dropped. Received: "
+            f"{changes['first_folders']} under --images, which cannot be read"
         )
     log.info("%d images are new since the last extraction", changes["n_new"])
     for what, kept, refreshed in (
@@ -207,8 +215,10 @@ def _compare(spark: SparkSession, manifest: Path, staged: Path) -> dict[str, Any
     said_otherwise = F.lit(False)
     for name in _SAID_OF_PATHS:
         said_otherwise |= ~F.col(f"old.{name}").eqNullSafe(F.col(f"new.{name}"))
+    is_folder = F.coalesce("new.image_id", F.lit("")).endswith("/")
     kinds = {
-        "new": ~old & new,
+        "folders": is_folder,
+        "new": ~old & new & ~is_folder,
         "gone": old & ~new,
         "changed": old & new & ~same_file,
         "read_otherwise": old & new & said_otherwise,
@@ -230,7 +240,10 @@ def _join(spark: SparkSession, manifest: Path, staged: Path, *, refresh: bool) -
 
     if refresh:
         return read_columns(spark, staged, LISTING_COLUMNS)
-    was = F.col("old.image_id").isNotNull()
+    # What could not be read when it was listed has no features that would have to stay.
+    was = F.col("old.image_id").isNotNull() & (
+        (F.col("old.length") >= 0) | F.col("new.image_id").isNull()
+    )
     columns = [
         F.coalesce("new.path", "old.path").alias("path")
         if name == "path"
@@ -249,5 +262,7 @@ def _side_by_side(spark: SparkSession, manifest: Path, staged: Path) -> DataFram
     from pyspark.sql import functions as F  # noqa: N812
 
     old, new = (read_columns(spark, place, LISTING_COLUMNS) for place in (manifest, staged))
+    # A folder that could not be read stands as a row, true of one listing alone.
+    old = old.where(~F.col("image_id").endswith("/"))
     same = F.col("old.image_id") == F.col("new.image_id")
     return old.alias("old").join(new.alias("new"), same, "full_outer")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_spark.config import Experiment
@@ -46,6 +47,7 @@ from cxr_spark.extraction.store import (
     MANIFEST_COLUMNS,
     RECORD_NAME,
     ExtractionRecord,
+    check_files,
     read_record,
 )
 from cxr_spark.files import location
@@ -112,7 +114,7 @@ def begun(outputs: Outputs, backbone: LoadedBackbone) -> Begun:
     """Read what there is of a backbone's extraction.
 
     Raises:
-        UserError: the data set is damaged, or has maps where none are asked for.
+        UserError: the data set is damaged.
     """
     fingerprint = backbone.identity.fingerprint
     place, finished, failures = outputs.features / fingerprint, None, list[Failure]()
@@ -121,8 +123,10 @@ def begun(outputs: Outputs, backbone: LoadedBackbone) -> Begun:
         if finished.feature_map_shape is None and outputs.feature_maps:
             finished = None
         else:
+            check_files(outputs.features, finished)
             failures += _stored_failures(outputs.features, fingerprint)
-    parts = parts_of(outputs.features, fingerprint, feature_maps=outputs.feature_maps)
+    has_maps = outputs.feature_maps or bool(finished and finished.feature_map_shape)
+    parts = parts_of(outputs.features, fingerprint, feature_maps=has_maps)
     shards = read_shards(parts)
     failures += [failure for shard in shards for failure in shard.failures]
     return Begun(backbone, parts, finished, tuple(shards), tuple(failures))
@@ -130,7 +134,13 @@ def begun(outputs: Outputs, backbone: LoadedBackbone) -> Begun:
 
 def _stored_failures(features: Path, fingerprint: str) -> list[Failure]:
     folder = features / "errors" / f"fingerprint={fingerprint}"
-    rows = pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pylist()
+    try:
+        rows = pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"Expected the errors table of an extraction. Received: {folder} ({error}). "
+            "Extract again with --overwrite."
+        ) from error
     return [tuple(row[name] for name in ERROR_COLUMNS) for row in rows if row["stage"] != "path"]
 
 
@@ -162,12 +172,14 @@ def complete(
         RunFailed: see ``extract``.
     """
     passes: dict[tuple[int, int], tuple[Remaining, list[Begun]]] = {}
+    final = () if experiment.refresh else FINAL_STAGES
     for backbone in backbones:
         state = begun(outputs, backbone)
-        if _is_complete(state, listing):
+        if _is_complete(state, listing, outputs, final):
             _tell(backbone, "already in the store")
             continue
-        state, remaining = _look(spark, outputs, listing, state)
+        _check_maps(outputs, state)
+        state, remaining = _look(spark, outputs, listing, state, final)
         n_there = listing.n_images - listing.n_refused - remaining.n_images
         _tell(
             backbone,
@@ -177,10 +189,10 @@ def complete(
         key = (remaining.n_images, remaining.digest)
         passes.setdefault(key, (remaining, []))[1].append(state)
     for remaining, states in passes.values():
-        _check_errors(spark, experiment, outputs, listing, _final(states[0].failures))
+        failures = _of_stages(states[0].failures, final)
+        _check_errors(spark, experiment, outputs, listing, failures)
         if remaining.n_images:
-            _check_maps(outputs, states)
-            _pass(spark, experiment, outputs, listing, remaining, states, warmed)
+            _pass(spark, experiment, outputs, listing, remaining, states, failures, warmed)
         for state in states:
             now = begun(outputs, state.backbone)
             _finish(spark, outputs, listing, now, demonstration)
@@ -191,21 +203,28 @@ def _tell(backbone: LoadedBackbone, what: str) -> None:
     log.info("%s: extraction %s, %s", identity.backbone, identity.fingerprint, what)
 
 
-def _is_complete(state: Begun, listing: Listing) -> bool:
-    """Return whether a data set holds all of a listing, and nothing would be tried again."""
+def _is_complete(state: Begun, listing: Listing, outputs: Outputs, final: tuple[str, ...]) -> bool:
+    """Return whether a data set holds all of a listing, and nothing would be tried again.
+
+    Where it has maps and none are asked for, nothing can be.
+    """
     if state.finished is None or state.shards:
         return False
-    again = len(_final(state.failures)) < len(state.failures)
-    return state.finished.listing_digest == listing.digest and not again
+    again = len(_of_stages(state.failures, final)) < len(state.failures)
+    can_compute = outputs.feature_maps or state.finished.feature_map_shape is None
+    return state.finished.listing_digest == listing.digest and not (again and can_compute)
 
 
-def _final(failures: Sequence[Failure]) -> list[Failure]:
-    """Return the failures that are not tried again."""
-    return [failure for failure in failures if failure[3] in FINAL_STAGES]
+def _of_stages(failures: Sequence[Failure], stages: tuple[str, ...]) -> list[Failure]:
+    return [failure for failure in failures if failure[3] in stages]
 
 
 def _look(
-    spark: SparkSession, outputs: Outputs, listing: Listing, state: Begun
+    spark: SparkSession,
+    outputs: Outputs,
+    listing: Listing,
+    state: Begun,
+    final: tuple[str, ...],
 ) -> tuple[Begun, Remaining]:
     """Return what an extraction lacks, and what there is of it once stale rows are gone."""
     files = state.files(outputs.features)
@@ -213,13 +232,14 @@ def _look(
     if not files and not state.failures:
         images = manifest.where("error IS NULL").select(*MANIFEST_COLUMNS)
         return state, Remaining(images, listing.n_images - listing.n_refused, 0)
-    remaining = find_remaining(spark, manifest, files, state.failures)
-    if remaining.n_stale:
+    while True:
+        failures = _of_stages(state.failures, final)
+        remaining = find_remaining(spark, manifest, files, failures)
+        if not remaining.n_stale:
+            return state, remaining
         _drop_stale(spark, outputs, state, stale_files(spark, manifest, files))
         state = begun(outputs, state.backbone)
         files = state.files(outputs.features)
-        remaining = find_remaining(spark, manifest, files, state.failures)
-    return state, remaining
 
 
 def _drop_stale(spark: SparkSession, outputs: Outputs, state: Begun, stale: list[Path]) -> None:
@@ -249,13 +269,12 @@ def _drop_stale(spark: SparkSession, outputs: Outputs, state: Begun, stale: list
     commit_shard(state.parts, name, staged, [], [file.name for file in of_set])
 
 
-def _check_maps(outputs: Outputs, states: Sequence[Begun]) -> None:
-    for state in states:
-        if state.finished and state.finished.feature_map_shape and not outputs.feature_maps:
-            raise UserError(
-                f"Expected --feature-maps for the images that are new to an extraction with maps. "
-                f"Received: {state.finished.describe()}, and none"
-            )
+def _check_maps(outputs: Outputs, state: Begun) -> None:
+    if state.finished and state.finished.feature_map_shape and not outputs.feature_maps:
+        raise UserError(
+            "Expected --feature-maps where other images are to join an extraction with maps. "
+            f"Received: {state.finished.describe()}, and none"
+        )
 
 
 def _pass(
@@ -265,10 +284,11 @@ def _pass(
     listing: Listing,
     remaining: Remaining,
     states: Sequence[Begun],
+    known: Sequence[Failure],
     warmed: Callable[[], object],
 ) -> None:
     """Compute what some extractions lack, all the same images, and commit each shard."""
-    failures = list(_final(states[0].failures))
+    failures = list(known)
 
     def done(shard: PassedShard) -> None:
         _check_features(shard.failures)
@@ -321,8 +341,8 @@ def _check_errors(
     raise RunFailed(
         f"{n_errors:,} of {listing.n_images:,} images could not be used so far, more than "
         f"max_error_fraction {experiment.max_error_fraction:g} allows; the most frequent reasons "
-        "stand above. What was computed is kept: mend the files, or raise --max-error-fraction, "
-        "and give the same command again"
+        "stand above. What was computed is kept: mend the files and add --refresh to the command, "
+        "or raise --max-error-fraction"
     )
 
 

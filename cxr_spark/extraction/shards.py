@@ -102,8 +102,8 @@ def read_shards(parts: Path) -> list[Shard]:
             failures = tuple((i, p, int(n), s, e) for i, p, n, s, e in content["failures"])
             shard = Shard(file.parent, failures, tuple(content["replaces"]))
             whole = content["files"] == {f.name: f.stat().st_size for f in shard.files}
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            whole = False  # any other error may pass
         if whole:
             shards.append(shard)
         else:
@@ -140,9 +140,9 @@ def finish(
     parts.mkdir(parents=True, exist_ok=True)
     moves = {
         str(file.relative_to(parts)): str(file.relative_to(parts)).replace("/", "-")
-        for folder in (parts, *sorted(path for path in parts.iterdir() if path.is_dir()))
+        # A folder without its record is one whose removal was stopped.
+        for folder in (parts, *sorted(record.parent for record in parts.glob(f"*/{_SHARD_NAME}")))
         for file in parquet_files(folder)
-        if folder.name != _ERRORS
     }
     place = features / record.fingerprint
     files = {name: place / name for name in kept}
@@ -207,6 +207,8 @@ def _roll_forward(
         if path.is_dir():
             shutil.rmtree(path)
     shutil.rmtree(parts)
+    if record.feature_map_shape is not None:  # an extraction without maps has nothing to add
+        shutil.rmtree(features / PARTS / record.fingerprint, ignore_errors=True)
     if not any(parts.parent.iterdir()):
         parts.parent.rmdir()
 

@@ -169,6 +169,8 @@ class ExtractionRecord:
 
 
 RECORD_NAME = "_extraction.json"
+# The folders of data sets by their names; a copy that somebody put beside is none.
+_DATA_SETS = "[0-9a-f]" * 16
 
 
 def record_content(record: ExtractionRecord) -> dict[str, Any]:
@@ -228,9 +230,14 @@ def parse_record(content: dict[str, Any]) -> ExtractionRecord | None:
     )
 
 
+def record_files(features: Path) -> list[Path]:
+    """Return the records of a folder's data sets, readable or not."""
+    return sorted(features.glob(f"{_DATA_SETS}/{RECORD_NAME}"))
+
+
 def list_extractions(features: Path) -> list[ExtractionRecord]:
     """Return the records of all finished extractions of a folder, by backbone and fingerprint."""
-    found = [read_record(file.parent) for file in sorted(features.glob(f"*/{RECORD_NAME}"))]
+    found = [read_record(file.parent) for file in record_files(features)]
     return sorted(found, key=lambda record: (record.identity.backbone, record.fingerprint))
 
 

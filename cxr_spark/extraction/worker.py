@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cxr_spark.dataset.listing import uri_to_path
+from cxr_spark.dataset.listing import LATEST_US, uri_to_path
 from cxr_spark.engine.device import Device, choose_device
 from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
+    Listed,
     PreparedImage,
     in_background,
     prepare_groups,
@@ -134,7 +135,7 @@ def _extract(
     device: Device,
     columns: list[str],
 ) -> Iterator[pd.DataFrame]:
-    groups = ((rows, [uri_to_path(path) for path in rows["path"]]) for rows in frames)
+    groups = ((rows, _files(rows)) for rows in frames)
     threads = placement.task_cpus if device.kind == "GPU" else 1
     forwards = [_forward(extraction, device, placement) for extraction in extractions]
     for rows, images in prepare_groups(groups, image_size, threads=threads):
@@ -155,6 +156,16 @@ def _extract(
             yield usable.assign(
                 fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
             ).reindex(columns=columns)
+
+
+def _files(rows: pd.DataFrame) -> list[Listed]:
+    """Return the files of rows of the manifest."""
+    modified = rows["modified"].to_numpy("datetime64[us]").astype(np.int64)
+    return [
+        # A wrong date that the column cannot hold stands as the nearest that it can.
+        Listed(uri_to_path(path), int(length), int(at) if abs(at) < LATEST_US else None)
+        for path, length, at in zip(rows["path"], rows["length"], modified, strict=True)
+    ]
 
 
 def _without_features(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -167,11 +167,92 @@ def test_images_that_could_not_be_read_are_tried_again_and_undecodable_ones_are_
     assert computed == [90, 1]
     assert read_errors(features, first)["error"].str.len().min() > 4
     (images / "train" / "PNEUMONIA" / "nowhere").write_bytes(content)
-    fresh = experiment.model_copy(update={"refresh": True})  # the link has another size now
-    (second,) = run(spark, fresh, images, features)
+    (second,) = run(spark, experiment, images, features)
     assert computed == [90, 1, 1]
     assert (second.n_rows, second.n_errors) == (89, 1)
     assert read_errors(features, second)["stage"].tolist() == ["decode"]
+    run(spark, experiment.model_copy(update={"refresh": True}), images, features)
+    assert computed == [90, 1, 1, 1]
+
+
+def test_a_picture_that_was_replaced_never_stands_under_the_row_of_the_old_one(
+    spark, experiment, images: Path, tmp_path: Path
+) -> None:
+    features, changed = tmp_path / "features", first_images(images, 1)[0]
+    run(spark, experiment, images, features)
+    changed.write_bytes(next((images / "train" / "NORMAL").iterdir()).read_bytes())
+    other = experiment.model_copy(update={"backbones": ["DenseNet121"]})
+    (record,) = run(spark, other, images, features)
+    errors = read_errors(features, record)
+    assert errors["error"].to_dict() == {
+        str(changed.relative_to(images)): "the file has changed since it was listed"
+    }
+    assert errors["stage"].tolist() == ["read"]
+    (record,) = run(spark, other.model_copy(update={"refresh": True}), images, features)
+    assert (record.n_rows, record.n_errors) == (90, 0)
+
+
+def test_mended_files_are_computed_on_request_even_where_their_size_is_the_same(
+    spark, experiment, images: Path, tmp_path: Path, computed
+) -> None:
+    features, broken = tmp_path / "features", first_images(images, 30)
+    whole = [file.read_bytes() for file in broken]
+    for file, content in zip(broken, whole, strict=True):
+        file.write_bytes(b"\0" * len(content))
+    with pytest.raises(RunFailed, match="add --refresh"):
+        run(spark, experiment, images, features)
+    for file, content in zip(broken, whole, strict=True):
+        file.write_bytes(content)
+    fresh = experiment.model_copy(update={"refresh": True})
+    (record,) = run(spark, fresh, images, features)
+    assert (record.n_images, record.n_rows, record.n_errors) == (90, 90, 0)
+
+
+def test_a_folder_in_which_most_images_are_gone_is_taken_for_a_mistake(
+    spark, experiment, images: Path, tmp_path: Path
+) -> None:
+    features = tmp_path / "features"
+    (first,) = run(spark, experiment, images, features)
+    shutil.rmtree(images / "train")
+    for asked in (experiment, experiment.model_copy(update={"refresh": True})):
+        with pytest.raises(UserError, match="made of 90 images"):
+            run(spark, asked, images, features)
+    assert list_extractions(features) == [first]
+
+
+def test_a_damaged_data_set_is_named_by_the_next_extraction(
+    spark, experiment, phantoms: Path, tmp_path: Path
+) -> None:
+    features = tmp_path / "features"
+    (record,) = run(spark, experiment, phantoms, features)
+    name = next(iter(record.files))
+    (features / record.fingerprint / name).unlink()
+    with pytest.raises(UserError, match=f"{name}, which is missing"):
+        run(spark, experiment, phantoms, features)
+    (again,) = run(spark, experiment, phantoms, features, overwrite=True)
+    shutil.rmtree(features / "errors")
+    with pytest.raises(UserError, match="Expected the errors table"):
+        run(spark, experiment, phantoms, features)
+    assert again.n_rows == 90
+
+
+def test_shards_of_a_stopped_run_are_of_no_use_once_there_are_maps(
+    spark, experiment, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, commit = tmp_path / "features", resume.commit_shard
+
+    def stop_at_the_second(*arguments, **named):
+        if list(features.glob("_parts/*/*/_shard.json")):
+            raise KeyboardInterrupt
+        commit(*arguments, **named)
+
+    monkeypatch.setattr(resume, "commit_shard", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(spark, experiment, phantoms, features)
+    monkeypatch.setattr(resume, "commit_shard", commit)
+    (with_maps,) = run(spark, experiment, phantoms, features, maps=True)
+    assert run(spark, experiment, phantoms, features) == [with_maps]
+    assert len(read(features, with_maps)) == 90
 
 
 def test_too_many_errors_end_the_run_early_with_their_reasons(

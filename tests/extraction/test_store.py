@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.job import clear_store
+from cxr_spark.extraction.job import clear_extractions
 from cxr_spark.extraction.listing import Listing, write_listing_record
 from cxr_spark.extraction.shards import (
     commit_shard,
@@ -223,20 +223,42 @@ def test_an_edited_record_is_refused(tmp_path: Path, damage) -> None:
         read_record(file.parent)
 
 
-def test_clearing_leaves_other_extractions_of_the_same_images_and_foreign_files(
-    tmp_path: Path,
-) -> None:
-    listing = Listing(3, 0, "0")
-    one, two = make_record(), make_record(identity=dataclasses.replace(IDENTITY, contract=1))
+def test_clearing_leaves_other_extractions_and_foreign_files(tmp_path: Path) -> None:
+    one, two = make_record(), make_record(identity=dataclasses.replace(IDENTITY, contract=3))
     (tmp_path / "notes").mkdir()
-    clear_store(tmp_path, listing, [one.fingerprint])  # no store yet
+    clear_extractions(tmp_path, [one.fingerprint])  # no store yet
     stored = []
     for record in (one, two):
         stored.append(make_store(tmp_path, record))
         shutil.rmtree(tmp_path / "_staging")
     (tmp_path / "manifest").mkdir()
-    write_listing_record(tmp_path / "manifest", listing)
-    clear_store(tmp_path, listing, [one.fingerprint])
+    write_listing_record(tmp_path / "manifest", Listing(3, 0, "0"))
+    shutil.copytree(tmp_path / one.fingerprint, tmp_path / "a copy")
+    clear_extractions(tmp_path, [one.fingerprint])
     assert list_extractions(tmp_path) == stored[1:]
-    clear_store(tmp_path, Listing(4, 0, "1"), [one.fingerprint])
-    assert [p.name for p in tmp_path.iterdir()] == ["notes"]
+    assert (tmp_path / "manifest").exists()
+    clear_extractions(tmp_path, [two.fingerprint])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a copy", "notes"]
+
+
+def test_a_damaged_extraction_goes_with_the_named_ones(tmp_path: Path) -> None:
+    record = make_store(tmp_path, make_record())
+    (tmp_path / record.fingerprint / RECORD_NAME).write_text("{}")
+    clear_extractions(tmp_path, [])
+    assert not (tmp_path / record.fingerprint).exists()
+
+
+def test_a_folder_whose_removal_was_stopped_is_no_shard(tmp_path: Path) -> None:
+    record = make_record()
+    parts = parts_of(tmp_path, record.fingerprint, feature_maps=True)
+    write_rows(parts / "half-removed", "x")
+    (found,) = [make_store(tmp_path, record)]
+    assert list(found.files) == ["a-part-0.parquet", "b-part-0.parquet"]
+
+
+def test_shards_without_maps_have_nothing_to_add_to_a_data_set_with_maps(tmp_path: Path) -> None:
+    record = make_record()
+    left = parts_of(tmp_path, record.fingerprint, feature_maps=False)
+    commit_shard(left, "z", write_rows(tmp_path / "_staging" / "z", "a"), [])
+    make_store(tmp_path, record)
+    assert not left.exists()
