@@ -237,12 +237,15 @@ def _look(
         remaining = find_remaining(spark, manifest, files, failures)
         if not remaining.n_stale:
             return state, remaining
-        _drop_stale(spark, outputs, state, stale_files(spark, manifest, files))
+        usable = manifest.where("error IS NULL")  # as find_remaining counts, or this would not end
+        _drop_stale(spark, outputs, state, usable, stale_files(spark, usable, files))
         state = begun(outputs, state.backbone)
         files = state.files(outputs.features)
 
 
-def _drop_stale(spark: SparkSession, outputs: Outputs, state: Begun, stale: list[Path]) -> None:
+def _drop_stale(
+    spark: SparkSession, outputs: Outputs, state: Begun, usable: DataFrame, stale: list[Path]
+) -> None:
     """Take rows of images that are gone or have changed out of the files that hold them.
 
     A shard that holds one is removed; the rest of a data set's file is written anew, as a shard.
@@ -261,7 +264,7 @@ def _drop_stale(spark: SparkSession, outputs: Outputs, state: Begun, stale: list
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}-kept"
     staged = outputs.staging / name
     (
-        rows.join(outputs.manifest(spark), IMAGE_KEY, "left_semi")
+        rows.join(usable, IMAGE_KEY, "left_semi")
         .select(*columns)
         .write.options(**PARQUET)
         .parquet(location(staged))
