@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import RunFailed, UserError
+from cxr_spark.extraction.begun import Outputs
 from cxr_spark.extraction.listing import (
     MANIFEST_RECORD,
     REPLACED,
@@ -25,7 +26,7 @@ from cxr_spark.extraction.listing import (
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.lock import locked
 from cxr_spark.extraction.one_pass import ship, warm_workers
-from cxr_spark.extraction.resume import Outputs, complete
+from cxr_spark.extraction.resume import Job, complete
 from cxr_spark.extraction.shards import clear_parts, has_parts, recover
 from cxr_spark.extraction.store import (
     RECORD_NAME,
@@ -145,10 +146,8 @@ def _extract(
                 listing = accept_listing(spark, features, staged, listing, refresh=refresh)
             accepted = True
             outputs = Outputs(features, staging, request.feature_maps)
-            complete(
-                spark, request.experiment, outputs, listing, backbones, request.demonstration,
-                warmed=warmed.result,
-            )  # fmt: skip
+            job = Job(spark, request.experiment, outputs, listing, request.demonstration)
+            complete(job, backbones, warmed=warmed.result)
     finally:
         _clear_staging(features)
         # A manifest alone would bind the folder.

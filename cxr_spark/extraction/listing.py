@@ -44,6 +44,11 @@ class Listing:
     digest: str
     limit: int | None = None
 
+    @property
+    def n_usable(self) -> int:
+        """How many images are to be computed."""
+        return self.n_images - self.n_refused
+
     def is_of_same_images(self, other: Listing) -> bool:
         """Return whether two listings are of the same images, however they were chosen."""
         return (self.n_images, self.digest) == (other.n_images, other.digest)

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cxr_spark.config import Experiment
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.account import (
@@ -27,28 +24,21 @@ from cxr_spark.extraction.account import (
     read_columns,
     stale_files,
 )
+from cxr_spark.extraction.begun import Begun, Outputs, begun
 from cxr_spark.extraction.listing import Listing
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.one_pass import PARQUET, PassedShard, run_pass
 from cxr_spark.extraction.shards import (
     Failure,
-    Shard,
     clear_parts,
     commit_shard,
     finish,
-    parts_of,
-    read_shards,
 )
 from cxr_spark.extraction.store import (
-    ERROR_COLUMNS,
     FEATURE_COLUMNS,
     FEATURE_MAP_COLUMNS,
-    LISTING_COLUMNS,
     MANIFEST_COLUMNS,
-    RECORD_NAME,
     ExtractionRecord,
-    check_files,
-    read_record,
 )
 from cxr_spark.files import location
 from cxr_spark.spark import describe_session
@@ -60,111 +50,39 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Where features go.
+class Job:
+    """What one run of extract works on, whatever the backbone.
 
     Attributes:
-        features: the features folder.
-        staging: a folder in it, for what is not committed.
-        feature_maps: whether maps are asked for.
+        spark: the session.
+        experiment: says how many errors end the run, and whether all are tried again.
+        outputs: where features go.
+        listing: what the manifest is.
+        demonstration: for the records: why features say nothing of real X-rays, or empty.
     """
 
-    features: Path
-    staging: Path
-    feature_maps: bool
-
-    def manifest(self, spark: SparkSession) -> DataFrame:
-        """Return every image found."""
-        return read_columns(spark, self.features / "manifest", LISTING_COLUMNS)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What there is of one backbone's extraction.
-
-    Attributes:
-        backbone: that computes it.
-        parts: the folder of its shards.
-        finished: the record of the data set that its shards join; None where there is none, or one
-            that lacks maps.
-        shards: computed since.
-        failures: images that could not be used, of the data set and of its shards, in their order.
-    """
-
-    backbone: LoadedBackbone
-    parts: Path
-    finished: ExtractionRecord | None
-    shards: tuple[Shard, ...]
-    failures: tuple[Failure, ...]
+    spark: SparkSession
+    experiment: Experiment
+    outputs: Outputs
+    listing: Listing
+    demonstration: str
 
     @property
-    def kept(self) -> list[str]:
-        """The names of the files of the data set that stay."""
-        replaced = {name for shard in self.shards for name in shard.replaces}
-        names = self.finished.files if self.finished else {}
-        return [name for name in names if name not in replaced]
-
-    def files(self, features: Path) -> list[Path]:
-        """Return the Parquet files of all features there are."""
-        place = features / self.backbone.identity.fingerprint
-        return [place / name for name in self.kept] + [f for s in self.shards for f in s.files]
-
-
-def begun(outputs: Outputs, backbone: LoadedBackbone) -> Begun:
-    """Read what there is of a backbone's extraction.
-
-    Raises:
-        UserError: the data set is damaged.
-    """
-    fingerprint = backbone.identity.fingerprint
-    place, finished, failures = outputs.features / fingerprint, None, list[Failure]()
-    if (place / RECORD_NAME).exists():
-        finished = read_record(place)
-        if finished.feature_map_shape is None and outputs.feature_maps:
-            finished = None
-        else:
-            check_files(outputs.features, finished)
-            failures += _stored_failures(outputs.features, fingerprint)
-    has_maps = outputs.feature_maps or bool(finished and finished.feature_map_shape)
-    parts = parts_of(outputs.features, fingerprint, feature_maps=has_maps)
-    shards = read_shards(parts)
-    failures += [failure for shard in shards for failure in shard.failures]
-    return Begun(backbone, parts, finished, tuple(shards), tuple(failures))
-
-
-def _stored_failures(features: Path, fingerprint: str) -> list[Failure]:
-    folder = features / "errors" / f"fingerprint={fingerprint}"
-    try:
-        rows = pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"Expected the errors table of an extraction. Received: {folder} ({error}). "
-            "Extract again with --overwrite."
-        ) from error
-    return [tuple(row[name] for name in ERROR_COLUMNS) for row in rows if row["stage"] != "path"]
+    def final(self) -> tuple[str, ...]:
+        """The stages whose errors are not tried again."""
+        return () if self.experiment.refresh else FINAL_STAGES
 
 
 def complete(
-    spark: SparkSession,
-    experiment: Experiment,
-    outputs: Outputs,
-    listing: Listing,
-    backbones: Sequence[LoadedBackbone],
-    demonstration: str,
-    *,
-    warmed: Callable[[], object],
+    job: Job, backbones: Sequence[LoadedBackbone], *, warmed: Callable[[], object]
 ) -> None:
     """Compute and commit whatever the extractions of some backbones lack of a listing.
 
     Backbones that lack the same images run in one pass.
 
     Args:
-        spark: the session.
-        experiment: how many errors end the run.
-        outputs: where to.
-        listing: what the manifest is.
+        job: what of, and where to.
         backbones: with the graphs for what is asked.
-        demonstration: for the records.
         warmed: waits until the workers have loaded their graphs.
 
     Raises:
@@ -172,15 +90,14 @@ def complete(
         RunFailed: see ``extract``.
     """
     passes: dict[tuple[int, int], tuple[Remaining, list[Begun]]] = {}
-    final = () if experiment.refresh else FINAL_STAGES
     for backbone in backbones:
-        state = begun(outputs, backbone)
-        if _is_complete(state, listing, outputs, final):
+        state = begun(job.outputs, backbone)
+        if _is_complete(job, state):
             _tell(backbone, "already in the store")
             continue
-        _check_maps(outputs, state)
-        state, remaining = _look(spark, outputs, listing, state, final)
-        n_there = listing.n_images - listing.n_refused - remaining.n_images
+        _check_maps(job.outputs, state)
+        state, remaining = _look(job, state)
+        n_there = job.listing.n_usable - remaining.n_images
         _tell(
             backbone,
             f"{remaining.n_images:,} images to be computed"
@@ -189,13 +106,12 @@ def complete(
         key = (remaining.n_images, remaining.digest)
         passes.setdefault(key, (remaining, []))[1].append(state)
     for remaining, states in passes.values():
-        failures = _of_stages(states[0].failures, final)
-        _check_errors(spark, experiment, outputs, listing, failures)
+        failures = _of_stages(states[0].failures, job.final)
+        _check_errors(job, failures)
         if remaining.n_images:
-            _pass(spark, experiment, outputs, listing, remaining, states, failures, warmed)
+            _pass(job, remaining, states, failures, warmed)
         for state in states:
-            now = begun(outputs, state.backbone)
-            _finish(spark, outputs, listing, now, demonstration)
+            _finish(job, begun(job.outputs, state.backbone))
 
 
 def _tell(backbone: LoadedBackbone, what: str) -> None:
@@ -203,49 +119,42 @@ def _tell(backbone: LoadedBackbone, what: str) -> None:
     log.info("%s: extraction %s, %s", identity.backbone, identity.fingerprint, what)
 
 
-def _is_complete(state: Begun, listing: Listing, outputs: Outputs, final: tuple[str, ...]) -> bool:
+def _is_complete(job: Job, state: Begun) -> bool:
     """Return whether a data set holds all of a listing, and nothing would be tried again.
 
     Where it has maps and none are asked for, nothing can be.
     """
     if state.finished is None or state.shards:
         return False
-    again = len(_of_stages(state.failures, final)) < len(state.failures)
-    can_compute = outputs.feature_maps or state.finished.feature_map_shape is None
-    return state.finished.listing_digest == listing.digest and not (again and can_compute)
+    again = len(_of_stages(state.failures, job.final)) < len(state.failures)
+    can_compute = job.outputs.feature_maps or state.finished.feature_map_shape is None
+    return state.finished.listing_digest == job.listing.digest and not (again and can_compute)
 
 
 def _of_stages(failures: Sequence[Failure], stages: tuple[str, ...]) -> list[Failure]:
     return [failure for failure in failures if failure[3] in stages]
 
 
-def _look(
-    spark: SparkSession,
-    outputs: Outputs,
-    listing: Listing,
-    state: Begun,
-    final: tuple[str, ...],
-) -> tuple[Begun, Remaining]:
+def _look(job: Job, state: Begun) -> tuple[Begun, Remaining]:
     """Return what an extraction lacks, and what there is of it once stale rows are gone."""
+    spark, outputs = job.spark, job.outputs
     files = state.files(outputs.features)
     manifest = outputs.manifest(spark)
     if not files and not state.failures:
         images = manifest.where("error IS NULL").select(*MANIFEST_COLUMNS)
-        return state, Remaining(images, listing.n_images - listing.n_refused, 0)
+        return state, Remaining(images, job.listing.n_usable, 0)
     while True:
-        failures = _of_stages(state.failures, final)
+        failures = _of_stages(state.failures, job.final)
         remaining = find_remaining(spark, manifest, files, failures)
         if not remaining.n_stale:
             return state, remaining
         usable = manifest.where("error IS NULL")  # as find_remaining counts, or this would not end
-        _drop_stale(spark, outputs, state, usable, stale_files(spark, usable, files))
+        _drop_stale(job, state, usable, stale_files(spark, usable, files))
         state = begun(outputs, state.backbone)
         files = state.files(outputs.features)
 
 
-def _drop_stale(
-    spark: SparkSession, outputs: Outputs, state: Begun, usable: DataFrame, stale: list[Path]
-) -> None:
+def _drop_stale(job: Job, state: Begun, usable: DataFrame, stale: list[Path]) -> None:
     """Take rows of images that are gone or have changed out of the files that hold them.
 
     A shard that holds one is removed; the rest of a data set's file is written anew, as a shard.
@@ -253,16 +162,16 @@ def _drop_stale(
     for shard in state.shards:
         if set(shard.files) & set(stale):
             shutil.rmtree(shard.folder)
-    place = outputs.features / state.backbone.identity.fingerprint
+    place = job.outputs.features / state.backbone.identity.fingerprint
     of_set = [file for file in stale if file.parent == place]
     if not of_set:
         return
     columns = {**FEATURE_COLUMNS}
     if state.finished and state.finished.feature_map_shape:
         columns |= FEATURE_MAP_COLUMNS
-    rows = read_columns(spark, of_set, columns)
+    rows = read_columns(job.spark, of_set, columns)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}-kept"
-    staged = outputs.staging / name
+    staged = job.outputs.staging / name
     (
         rows.join(usable, IMAGE_KEY, "left_semi")
         .select(*columns)
@@ -281,10 +190,7 @@ def _check_maps(outputs: Outputs, state: Begun) -> None:
 
 
 def _pass(
-    spark: SparkSession,
-    experiment: Experiment,
-    outputs: Outputs,
-    listing: Listing,
+    job: Job,
     remaining: Remaining,
     states: Sequence[Begun],
     known: Sequence[Failure],
@@ -299,11 +205,11 @@ def _pass(
             folder = shard.folder / f"fingerprint={state.backbone.identity.fingerprint}"
             commit_shard(state.parts, shard.name, folder, shard.failures)
         failures.extend(shard.failures)
-        _check_errors(spark, experiment, outputs, listing, failures)
+        _check_errors(job, failures)
 
     run_pass(
-        spark, remaining.images, remaining.n_images, [state.backbone for state in states],
-        outputs.staging, feature_maps=outputs.feature_maps, warmed=warmed, done=done,
+        job.spark, remaining.images, remaining.n_images, [state.backbone for state in states],
+        job.outputs.staging, feature_maps=job.outputs.feature_maps, warmed=warmed, done=done,
     )  # fmt: skip
 
 
@@ -321,45 +227,35 @@ def _check_features(failures: Sequence[Failure]) -> None:
             )
 
 
-def _check_errors(
-    spark: SparkSession,
-    experiment: Experiment,
-    outputs: Outputs,
-    listing: Listing,
-    failures: Sequence[Failure],
-) -> None:
+def _check_errors(job: Job, failures: Sequence[Failure]) -> None:
     """End a run of which too many images could not be used.
 
     Raises:
         RunFailed: there are more than ten, and more than the share that is allowed.
     """
+    listing, allowed = job.listing, job.experiment.max_error_fraction
     n_errors = listing.n_refused + len(failures)
-    if n_errors <= max(ERRORS_ALLOWED, experiment.max_error_fraction * listing.n_images):
+    if n_errors <= max(ERRORS_ALLOWED, allowed * listing.n_images):
         return
-    refused = outputs.manifest(spark).where("error IS NOT NULL").select("image_id", "error")
+    refused = job.outputs.manifest(job.spark).where("error IS NOT NULL").select("image_id", "error")
     reasons = [(row["image_id"], "path", row["error"]) for row in refused.toLocalIterator()]
     reasons += [(image_id, stage, error) for image_id, _, _, stage, error in failures]
     for line in most_frequent(reasons):
         log.error("  %s", line)
     raise RunFailed(
         f"{n_errors:,} of {listing.n_images:,} images could not be used so far, more than "
-        f"max_error_fraction {experiment.max_error_fraction:g} allows; the most frequent reasons "
+        f"max_error_fraction {allowed:g} allows; the most frequent reasons "
         "stand above. What was computed is kept: mend the files and add --refresh to the command, "
         "or raise --max-error-fraction"
     )
 
 
-def _finish(
-    spark: SparkSession,
-    outputs: Outputs,
-    listing: Listing,
-    state: Begun,
-    demonstration: str,
-) -> None:
+def _finish(job: Job, state: Begun) -> None:
     """Account for every image of one backbone's extraction and move it into its place."""
     from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
+    spark, outputs, listing = job.spark, job.outputs, job.listing
     backbone, files = state.backbone, state.files(outputs.features)
     identity = backbone.identity
     if not files:
@@ -385,7 +281,7 @@ def _finish(
         n_errors=written.get["n_errors"],
         listing_digest=listing.digest,
         limit=listing.limit,
-        demonstration=demonstration,
+        demonstration=job.demonstration,
         spark=describe_session(spark),
         files={},
     )

@@ -268,3 +268,25 @@ def check_files(features: Path, record: ExtractionRecord) -> None:
             f"Expected the files that {folder / RECORD_NAME} names. Received: {folder / name}, "
             f"{what}. Extract again with --overwrite, or run extract again where it was stopped."
         )
+
+
+def read_errors(features: Path, fingerprint: str) -> list[dict[str, Any]]:
+    """Return the rows of an extraction's errors table, in ``ERROR_COLUMNS``, by ``image_id``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = features / "errors" / f"fingerprint={fingerprint}"
+    try:
+        rows: list[dict[str, Any]] = (
+            pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pylist()
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"Expected the errors table of an extraction. Received: {folder} ({error}). "
+            "Extract again with --overwrite."
+        ) from error
+    return sorted(rows, key=lambda row: str(row["image_id"]))

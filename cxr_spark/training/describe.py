@@ -9,7 +9,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cxr_spark.dataset.splits import patients_in_two_splits
 from cxr_spark.extraction.store import ExtractionRecord
@@ -24,7 +23,7 @@ def describe_run(
     records: Sequence[ExtractionRecord],
     images: ImageKeys,
     assigned: Assigned,
-    errors: pd.DataFrame,
+    errors: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the sections that training adds to experiment.json.
 
@@ -32,7 +31,7 @@ def describe_run(
         records: of the extractions that are trained on.
         images: the keys of their images.
         assigned: the task, and the split of each image.
-        errors: the errors table of one of the extractions.
+        errors: the rows of the errors table of one of the extractions.
     """
     first = records[0]
     task = assigned.task
@@ -45,8 +44,8 @@ def describe_run(
             "n_images": first.n_images,
             "n_rows": first.n_rows,
             "n_errors": first.n_errors,
-            "errors": errors.head(SHOWN_ERRORS).to_dict("records"),
-            "errors_by_stage": dict(sorted(Counter(errors["stage"].tolist()).items())),
+            "errors": errors[:SHOWN_ERRORS],
+            "errors_by_stage": dict(sorted(Counter(error["stage"] for error in errors).items())),
             **_count_images(images, assigned),
         },
         "extractions": [

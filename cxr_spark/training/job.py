@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from cxr_spark.config import Experiment
-from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.extraction.store import ExtractionRecord, read_errors
 from cxr_spark.files import write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
 from cxr_spark.training.heads import HEADS
 from cxr_spark.training.inputs import open_inputs, told
-from cxr_spark.training.reader import ImageKeys, read_errors, read_keys
+from cxr_spark.training.reader import ImageKeys, read_keys
 from cxr_spark.training.run_folder import (
     Configuration,
     begin_run,
@@ -86,7 +86,7 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
         fingerprints = {record.fingerprint for record in records}
         check_same_features(run, fingerprints, (records[0].listing_digest, records[0].n_rows))
     begin_run(run, experiment)
-    errors = read_errors(features, records[0])
+    errors = read_errors(features, records[0].fingerprint)
     update_experiment(run, **describe_run(records, images, assigned, errors))
     for folder in ("heads", "predictions"):
         (run / folder).mkdir(exist_ok=True)

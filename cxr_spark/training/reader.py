@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ERROR_COLUMNS, ExtractionRecord, check_files
+from cxr_spark.extraction.store import ExtractionRecord, check_files
 from cxr_spark.files import location
 
 # What a head takes, as ``Head.takes`` names it, and the columns that hold it.
@@ -170,18 +170,6 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
     start = -room.ctypes.data % _ALIGNMENT
     array: npt.NDArray[Any] = room[start : start + n_bytes].view(dtype).reshape(shape)
     return array
-
-
-def read_errors(features: Path, record: ExtractionRecord) -> pd.DataFrame:
-    """Return the errors table of an extraction: a row for every image that could not be used."""
-    folder = features / "errors" / f"fingerprint={record.fingerprint}"
-    try:
-        errors = pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"Expected the errors table of an extraction. Received: {folder} ({error})"
-        ) from error
-    return errors.sort_values("image_id", ignore_index=True)
 
 
 def _groups(

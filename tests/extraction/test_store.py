@@ -25,6 +25,7 @@ from cxr_spark.extraction.store import (
     Identity,
     check_files,
     list_extractions,
+    read_errors,
     read_record,
 )
 
@@ -86,6 +87,21 @@ def test_every_part_of_the_identity_changes_the_fingerprint(change: dict[str, ob
 
 def test_the_fingerprint_never_changes() -> None:
     assert IDENTITY.fingerprint == "211b0705f061cc92"
+
+
+def test_errors_come_by_image_from_all_files(tmp_path: Path) -> None:
+    folder = tmp_path / "errors" / "fingerprint=abc"
+    folder.mkdir(parents=True)
+    rows = [
+        {"image_id": name, "path": f"/{name}", "length": 0, "stage": "read", "error": "no"}
+        for name in ("b", "a")
+    ]
+    for k, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([{**row, "other": 1}]), folder / f"part-{k}.parquet")
+    assert read_errors(tmp_path, "abc") == rows[::-1]
+    (folder / "part-1.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match=f"Expected the errors table.*{folder}.*--overwrite"):
+        read_errors(tmp_path, "abc")
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

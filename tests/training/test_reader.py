@@ -16,7 +16,6 @@ from cxr_spark.extraction.shards import finish
 from cxr_spark.extraction.store import ExtractionRecord, Identity, StoredFile
 from cxr_spark.training.reader import (
     feature_shape,
-    read_errors,
     read_inputs,
     read_keys,
     stream_inputs,
@@ -234,13 +233,6 @@ def test_features_of_several_lengths_are_refused(tmp_path: Path, rng: np.random.
     pq.write_table(table.set_column(column, "feature_map", pa.array(maps)), file)
     with pytest.raises(UserError, match="Expected features of one length"):
         read_inputs(tmp_path, record, "feature_map", image_id)
-
-
-def test_errors_table_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
-    errors = read_errors(tmp_path, make_store(tmp_path, rng))
-    assert errors.to_dict("records") == [
-        {"image_id": "x", "path": "file:///x", "length": 0, "stage": "read", "error": "no"}
-    ]
 
 
 def test_rows_that_are_missing_are_noticed(tmp_path: Path, rng: np.random.Generator) -> None:
