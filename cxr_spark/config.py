@@ -52,6 +52,29 @@ class TrainingConfig(_Section):
     memory_gb: Annotated[float, Field(gt=0)] = 2.0
 
 
+class EvaluationConfig(_Section):
+    """How measures are made; a change of it trains nothing again.
+
+    Attributes:
+        threshold: the rule by which validation images choose the threshold of a two-class task:
+            'youden', 'sensitivity=SHARE' or 'specificity=SHARE'.
+        calibration: how validation images scale scores before calibration is measured, null for
+            not at all.
+    """
+
+    threshold: str = "youden"
+    calibration: Literal["temperature", "platt"] | None = None
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_a_rule(cls, value: str) -> str:
+        from cxr_spark.evaluation.rules import THRESHOLD_RULE
+
+        if THRESHOLD_RULE.fullmatch(value) is None:
+            raise ValueError("youden, sensitivity=SHARE or specificity=SHARE")
+        return value
+
+
 class PhantomConfig(_Section):
     """How many phantoms a demonstration draws, and how large they are in pixels."""
 
@@ -84,6 +107,7 @@ class Experiment(_Section):
     standardise: bool = False
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     overwrite: bool = False
     refresh: bool = False
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import uuid
 from pathlib import Path
@@ -71,3 +72,12 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
     text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
     write_bytes(file, text.encode())
+
+
+def without_nan(content: Any) -> Any:
+    """Return lists, objects and numbers as JSON has them: it has no NaN and no infinity."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import tempfile
@@ -17,8 +18,9 @@ import pandas as pd
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
+from cxr_spark.evaluation.rules import Rules
 from cxr_spark.extraction.store import ExtractionRecord
-from cxr_spark.files import check_writable
+from cxr_spark.files import check_writable, without_nan, write_json
 from cxr_spark.training.heads import HEADS
 from cxr_spark.training.run_folder import (
     check_run,
@@ -67,7 +69,7 @@ def run_report(run: Path) -> None:
     content = read_experiment(run)
     check_writable(run, "run")
     results, predictions = write_results(run, show=False)
-    positive = content["task"]["positive"]
+    rules, positive = _rules(content), content["task"]["positive"]
     counts = predictions[0].groupby(["label", "split"]).size().unstack(fill_value=0)
     counts.index = pd.Index(content["task"]["classes"])
     page = write_report(
@@ -75,7 +77,8 @@ def run_report(run: Path) -> None:
         RunMeasures(
             experiment=content,
             results=results,
-            summary=summarise(results, predictions, positive),
+            summary=summarise(results, predictions, rules),
+            rules=dataclasses.asdict(rules),
             histories=[record["history"] for record in trained(run)],
             roc_curves=[]
             if positive is None
@@ -214,7 +217,7 @@ def _extract(
 
 def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequence[pd.DataFrame]]:
     """Compute results.csv of a run folder from its predictions, and return it with them."""
-    from cxr_spark.evaluation.results import make_results, summarise
+    from cxr_spark.evaluation.results import make_measures, make_results, summarise
 
     records = trained(run)
     predictions = [
@@ -222,16 +225,26 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
         for record in records
     ]
     content = read_experiment(run)
-    positive = content["task"]["positive"]
-    results = make_results(
-        predictions, records, positive, content["demonstration"], as_paper=_is_papers(content)
+    task, rules = content["task"], _rules(content)
+    measures = make_measures(
+        predictions, records, rules, task["classes"], content["demonstration"],
+        as_paper=_is_papers(content),
+    )  # fmt: skip
+    results = make_results(measures)
+    write_json(
+        run / "results.json",
+        {"task": task, "rules": dataclasses.asdict(rules), "rows": without_nan(measures)},
     )
     beside = run / "_results.csv"
     results.to_csv(beside, index=False, float_format="%.6f")
     beside.replace(run / "results.csv")
     if show:
-        _print_table(summarise(results, predictions, positive), content["demonstration"])
+        _print_table(summarise(results, predictions, rules), content["demonstration"])
     return results, predictions
+
+
+def _rules(content: dict[str, Any]) -> Rules:
+    return Rules(content["task"]["positive"], **content["experiment"].get("evaluation", {}))
 
 
 def _is_papers(content: dict[str, Any]) -> bool:

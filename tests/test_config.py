@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_spark.config import load_experiment
+from cxr_spark.config import Experiment, load_experiment
 from cxr_spark.errors import UserError
 from tests.conftest import ROOT
 
@@ -84,3 +84,16 @@ def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
         load_experiment(file, {"limit": -3})
     with pytest.raises(UserError, match="--config to be a YAML file"):
         load_experiment(str(tmp_path / "none.yaml"), {})
+
+
+@pytest.mark.parametrize("rule", ["youden", "sensitivity=0.95", "specificity=.9", "sensitivity=1"])
+def test_threshold_rules_are_known(rule: str) -> None:
+    stated = Experiment(backbones=["ResNet50"], evaluation={"threshold": rule})  # type: ignore[arg-type]
+    assert stated.evaluation.threshold == rule
+
+
+def test_an_unknown_threshold_rule_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("backbones: [ResNet50]\nevaluation: {threshold: best}\n")
+    with pytest.raises(UserError, match="evaluation.threshold.*youden, sensitivity=SHARE"):
+        load_experiment(str(file), {})

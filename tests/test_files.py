@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from cxr_spark.files import disk_is_full
+from cxr_spark.files import disk_is_full, without_nan
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,8 @@ def test_a_full_disk_is_known_by_its_number_and_by_what_java_says(
     error: Exception, full: bool
 ) -> None:
     assert disk_is_full(error) is full
+
+
+def test_json_has_no_nan() -> None:
+    content = {"rows": [{"a": float("nan"), "b": (1.5, float("inf"))}], "c": None, "d": "NaN"}
+    assert without_nan(content) == {"rows": [{"a": None, "b": [1.5, None]}], "c": None, "d": "NaN"}

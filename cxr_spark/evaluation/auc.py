@@ -1,26 +1,11 @@
-"""Areas under the ROC curve with DeLong's intervals, and the seed study's metric beside them."""
+"""Areas under the ROC curve, and the seed study's metric beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A ROC AUC with its confidence interval."""
-
-    auc: float
-    low: float
-    high: float
 
 
 def placement_values(
@@ -55,42 +40,6 @@ def placement_values(
     of_positive = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
     of_negative = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
     return of_positive, of_negative
-
-
-def delong_interval(
-    y_true: npt.ArrayLike, y_scores: Sequence[npt.ArrayLike], confidence: float = CONFIDENCE
-) -> Interval:
-    """Return the mean ROC AUC of one or several score vectors of the same images, and its interval.
-
-    Several score vectors, as of several seeds, are joined by the mean of their placement values:
-    the interval is that of their mean AUC over test images, and holds no spread over seeds. It is
-    made on the logit scale, so that it stays within 0 and 1. Where the variance is 0, DeLong says
-    nothing. If every placement is 1, or every one 0, the interval ends where the exact binomial one
-    of the smaller class does; if all scores are equal, its ends are NaN.
-
-    Args:
-        y_true: bool of shape (n_images,).
-        y_scores: float of shape (n_images,) each.
-        confidence: of the two-sided interval.
-
-    Raises:
-        ValueError: only one class is present.
-    """
-    placements = [placement_values(y_true, score) for score in y_scores]
-    of_positive = np.mean([positive for positive, _ in placements], axis=0)
-    of_negative = np.mean([negative for _, negative in placements], axis=0)
-    auc = float(np.clip(of_positive.mean(), 0, 1))
-    if auc in (0.0, 1.0):
-        edge = float(((1 - confidence) / 2) ** (1 / min(len(of_positive), len(of_negative))))
-        return Interval(1.0, edge, 1.0) if auc else Interval(0.0, 0.0, 1 - edge)
-    variance = sum(
-        float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else auc * (1 - auc)
-        for values in (of_positive, of_negative)
-    )
-    if variance == 0:
-        return Interval(auc, float("nan"), float("nan"))
-    half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
-    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
 
 
 def macro_auc(labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> float:

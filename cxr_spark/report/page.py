@@ -27,6 +27,7 @@ class RunMeasures:
         histories: of each row of ``results``: measures by epoch.
         roc_curves: of each row of ``results``: false and true positive rates; empty for more than
             two classes.
+        rules: how measures are made: the fields of ``evaluation.rules.Rules``.
         class_counts: images by split (columns) and class (rows).
         leaks: leaks.csv, pairs of images of two splits; None where they were not looked for.
     """
@@ -37,6 +38,7 @@ class RunMeasures:
     histories: Sequence[dict[str, list[float]]]
     roc_curves: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
     class_counts: pd.DataFrame
+    rules: dict[str, Any]
     leaks: pd.DataFrame | None = None
 
 
@@ -106,6 +108,7 @@ def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[di
     the smallest to the largest.
 
     Args:
+        rules: how measures are made: the fields of ``evaluation.rules.Rules``.
         class_counts: images by class (rows, in the order of labels) and split (columns).
         positive: index of the positive class, or None.
     """

@@ -44,8 +44,8 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
-# Not compared: where results go and images lie does not make another experiment.
-_PLACES = {"name", "images", "features", "run", "feature_maps"}
+# Not compared: where results go, images lie, and how scores are measured train nothing anew.
+_PLACES = {"name", "images", "features", "run", "feature_maps", "evaluation"}
 # Not stored: the extractions themselves tell it, and are compared by their digests.
 _TOLD_ELSEWHERE = {
     "weights", "precision", "limit", "extraction", "overwrite", "refresh", "max_error_fraction",
@@ -53,7 +53,8 @@ _TOLD_ELSEWHERE = {
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds")
 _OURS = (
-    "experiment.json", "heads", "predictions", "results.csv", "leaks.csv", "report.html", "figures",
+    "experiment.json", "heads", "predictions", "results.csv", "results.json", "leaks.csv",
+    "report.html", "figures",
 )  # fmt: skip
 
 

@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxr_spark.evaluation.results import RESULT_COLUMNS, make_results, roc_points, summarise
+from cxr_spark.evaluation.results import (
+    RESULT_COLUMNS,
+    make_measures,
+    make_results,
+    roc_points,
+    summarise,
+)
+from cxr_spark.evaluation.rules import Rules
 
 
 def make_predictions(rng: np.random.Generator, n_classes: int = 2) -> pd.DataFrame:
@@ -16,7 +23,8 @@ def make_predictions(rng: np.random.Generator, n_classes: int = 2) -> pd.DataFra
     return pd.DataFrame(
         {
             "split": np.repeat(["train", "val", "test"], n // 3),
-            "image_id": [f"i{i}" for i in range(n)],
+            "image_id": [f"i{i:03d}" for i in range(n)],
+            "patient_id": [None if i % 5 == 0 else f"p{i // 2}" for i in range(n)],
             "label": labels,
             "score": list(scores.astype(np.float32)),
         }
@@ -35,11 +43,16 @@ def make_record(seed: int, head: str = "gap") -> dict[str, object]:
     }
 
 
+def tabulate(predictions: list, records: list, positive: int | None, *, as_paper: bool = True):
+    n_classes = len(predictions[0]["score"].iloc[0])
+    classes = ["A", "B", "C"][:n_classes]
+    return make_measures(predictions, records, Rules(positive), classes, "", as_paper=as_paper)
+
+
 def test_results_have_the_columns_and_the_papers_figure(rng: np.random.Generator) -> None:
     predictions = [make_predictions(rng), make_predictions(rng)]
-    results = make_results(
-        predictions, [make_record(0), make_record(1, "fc1024")], 1, "", as_paper=True
-    )
+    records = [make_record(0), make_record(1, "fc1024")]
+    results = make_results(tabulate(predictions, records, 1))
     assert tuple(results.columns) == RESULT_COLUMNS
     assert results["paper_test_keras_auc"].tolist() == [0.89, 0.8038]
     assert results[["n_train", "n_val", "n_test"]].to_numpy().tolist() == [[40, 40, 40]] * 2
@@ -52,20 +65,17 @@ def test_results_have_the_columns_and_the_papers_figure(rng: np.random.Generator
 def test_the_positive_class_may_be_the_first(rng: np.random.Generator) -> None:
     predictions = make_predictions(rng)
     first, second = (
-        make_results([predictions], [make_record(0)], positive, "", as_paper=True)
-        for positive in (0, 1)
+        make_results(tabulate([predictions], [make_record(0)], positive)) for positive in (0, 1)
     )
     assert first["test_auc"][0] == pytest.approx(second["test_auc"][0])  # softmax: mirrored
     assert first["test_sensitivity"][0] != second["test_sensitivity"][0]
 
 
-def test_three_classes_leave_thresholds_and_intervals_empty(rng: np.random.Generator) -> None:
+def test_three_classes_have_a_macro_auc_and_no_threshold(rng: np.random.Generator) -> None:
     predictions = make_predictions(rng, 3)
-    results = make_results([predictions], [make_record(0)], None, "", as_paper=False)
-    empty = [
-        "test_auc_low", "test_auc_high", "test_sensitivity", "test_specificity", "threshold",
-        "paper_test_keras_auc",
-    ]  # fmt: skip
+    measures = tabulate([predictions], [make_record(0)], None, as_paper=False)
+    results = make_results(measures)
+    empty = ["test_sensitivity", "test_specificity", "threshold", "paper_test_keras_auc"]
     assert results[empty].isna().all(axis=None)
     test = predictions[80:]
     scores = np.stack(test["score"]).astype(float)
@@ -74,14 +84,20 @@ def test_three_classes_leave_thresholds_and_intervals_empty(rng: np.random.Gener
     )
     assert results["test_auc"][0] == pytest.approx(expected, abs=1e-6)
     assert results["test_accuracy"][0] == pytest.approx((scores.argmax(1) == test["label"]).mean())
+    assert results["test_auc_low"][0] < results["test_auc"][0] < results["test_auc_high"][0]
+    confusion = np.array(measures[0]["confusion"])
+    assert confusion.sum(axis=1).tolist() == test["label"].value_counts().sort_index().tolist()
+    assert np.trace(confusion) / 40 == pytest.approx(results["test_accuracy"][0])
+    of_class = measures[0]["classes"][2]
+    assert of_class["class"] == "C"
+    assert of_class["sensitivity"] == pytest.approx(confusion[2, 2] / confusion[2].sum())
+    assert of_class["auc"] == pytest.approx(roc_auc_score(test["label"] == 2, scores[:, 2]))
 
 
 def test_summary_is_the_mean_over_seeds(rng: np.random.Generator) -> None:
     predictions = [make_predictions(rng) for _ in range(3)]
-    results = make_results(
-        predictions, [make_record(seed) for seed in range(3)], 1, "", as_paper=True
-    )
-    summary = summarise(results, predictions, 1)
+    results = make_results(tabulate(predictions, [make_record(seed) for seed in range(3)], 1))
+    summary = summarise(results, predictions, Rules(1))
     assert len(summary) == 1
     assert summary["test_auc"][0] == pytest.approx(results["test_auc"].mean())
     assert summary["n_seeds"][0] == 3

@@ -90,6 +90,7 @@ def make_measures(**changes: object) -> RunMeasures:
         "class_counts": pd.DataFrame(
             {"train": [1214, 3495], "val": [135, 388], "test": [234, 390]}, ["NORMAL", "PNEUMONIA"]
         ),
+        "rules": {"positive": 1, "threshold": "youden", "calibration": None, "n_resamples": 2000},
         "leaks": pd.DataFrame(
             {
                 "split_a": "train",

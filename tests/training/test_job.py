@@ -116,6 +116,24 @@ def test_a_grid_leaves_everything_that_the_run_folder_promises(tmp_path: Path) -
     assert len(lines) == 5
     assert all("Demonstration: made up." in line for line in lines[1:])
     assert "Demonstration: made up." in (run / "report.html").read_text()
+    measured = json.loads((run / "results.json").read_text())
+    assert measured["rules"]["threshold"] == "youden"
+    assert [row["configuration"] for row in measured["rows"]] == [
+        line.split(",")[0] for line in lines[1:]
+    ]
+    assert sum(map(sum, measured["rows"][0]["confusion"])) == measured["rows"][0]["n_test"]
+
+
+def test_another_way_to_measure_trains_nothing_again(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    run_train(make_experiment(tmp_path, heads=["gap"]))
+    heads = {file: file.stat().st_mtime_ns for file in (run / "heads").iterdir()}
+    other = {"threshold": "sensitivity=1", "calibration": "platt"}
+    run_train(make_experiment(tmp_path, heads=["gap"], evaluation=other))
+    assert {file: file.stat().st_mtime_ns for file in (run / "heads").iterdir()} == heads
+    measured = json.loads((run / "results.json").read_text())
+    assert measured["rules"] == {"positive": 1, "n_resamples": 2000, **other}
 
 
 def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> None:

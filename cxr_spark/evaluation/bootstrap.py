@@ -1,0 +1,130 @@
+"""Intervals of any mean of ROC AUCs by drawing patients again, for what DeLong has no formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.evaluation.intervals import CONFIDENCE, Interval
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """How often each image is drawn in each resample: the same for all that are compared.
+
+    Attributes:
+        weights: float64 of shape (n_resamples, n_images).
+    """
+
+    weights: npt.NDArray[np.float64]
+
+
+def draw_patients(
+    labels: npt.NDArray[np.int64],
+    groups: npt.ArrayLike | None = None,
+    *,
+    n_resamples: int,
+    seed: int = 0,
+) -> Resamples:
+    """Draw as many patients as there are, with replacement; an image goes with its patient.
+
+    A draw that lacks a class is drawn again, since it has no AUC.
+
+    Args:
+        labels: int of shape (n_images,).
+        groups: the patient of each image, or None where every image is a patient of its own.
+        n_resamples: how many times.
+        seed: of the draws.
+
+    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 3.8.
+    """
+    unit = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_units = int(unit.max()) + 1
+    one_hot = np.eye(int(labels.max()) + 1)[labels]
+    present = one_hot.any(axis=0)
+    rng = np.random.default_rng(seed)
+    rows: list[npt.NDArray[np.float64]] = []
+    while len(rows) < n_resamples:
+        drawn = np.bincount(rng.integers(n_units, size=n_units), minlength=n_units)[unit]
+        if (drawn @ one_hot > 0)[present].all():
+            rows.append(drawn.astype(np.float64))
+    return Resamples(np.stack(rows))
+
+
+def weighted_aucs(
+    y_true: npt.ArrayLike, y_score: npt.ArrayLike, weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the ROC AUC under each row of weights, shape (n_resamples,); a tie counts half.
+
+    Args:
+        y_true: bool of shape (n_images,).
+        y_score: float of shape (n_images,).
+        weights: float64 of shape (n_resamples, n_images), some weight on either class.
+    """
+    score = np.asarray(y_score, np.float64)
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)
+    truth = np.asarray(y_true, bool)[order]
+    ordered = weights[:, order]
+    positive = np.add.reduceat(ordered * truth, starts, axis=1)
+    negative = np.add.reduceat(ordered * ~truth, starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    total = positive.sum(axis=1) * negative.sum(axis=1)
+    aucs: npt.NDArray[np.float64] = np.sum(positive * below, axis=1) / total
+    return aucs
+
+
+def macro_aucs(
+    labels: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return the mean over classes of the AUC of one against the rest, under each row of weights.
+
+    Args:
+        labels: int of shape (n_images,), every class present.
+        scores: float of shape (n_images, n_classes).
+        weights: as for ``weighted_aucs``.
+    """
+    classes = range(scores.shape[1])
+    aucs: npt.NDArray[np.float64] = np.mean(
+        [weighted_aucs(labels == c, scores[:, c], weights) for c in classes], axis=0
+    )
+    return aucs
+
+
+def percentile_interval(
+    value: float, resampled: npt.NDArray[np.float64], confidence: float = CONFIDENCE
+) -> Interval:
+    """Return a value with the percentiles of its resamples; NaN where they do not vary."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    if low == high:
+        return Interval(value, float("nan"), float("nan"))
+    return Interval(value, float(low), float(high))
+
+
+def paired_p_value(resampled: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Return the two-sided p-value of no difference between two values of the same resamples.
+
+    It is twice the smaller share of resamples on either side of no difference, with one added to
+    both counts, so that it is never 0: with 2,000 resamples never below 0.001.
+
+    Args:
+        resampled, other: float64 of shape (n_resamples,).
+    """
+    difference = resampled - other
+    if not np.any(difference):
+        return 1.0
+    above = np.count_nonzero(difference > 0) + np.count_nonzero(difference == 0) / 2
+    fewer = min(above, len(difference) - above)
+    return float(min(1.0, 2 * (fewer + 1) / (len(difference) + 1)))
+
+
+def mean_over_seeds(resampled: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Return the mean of several seeds' values in each resample."""
+    mean: npt.NDArray[np.float64] = np.mean(resampled, axis=0)
+    return mean

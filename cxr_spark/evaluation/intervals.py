@@ -1,0 +1,187 @@
+"""How sure a ROC AUC is: intervals, and tests of pairs, where images are of patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit
+from scipy.stats import norm
+
+from cxr_spark.evaluation.auc import placement_values
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ROC AUC with its confidence interval."""
+
+    auc: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The ROC AUCs of some classifiers on the same images, and how they vary with the images.
+
+    Attributes:
+        auc: float64 of shape (n_classifiers,).
+        covariance: float64 of shape (n_classifiers, n_classifiers), of the AUCs.
+        n_units: of the class that has fewer of them: its patients, or images where they tell none.
+    """
+
+    auc: npt.NDArray[np.float64]
+    covariance: npt.NDArray[np.float64]
+    n_units: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The ROC AUC of one classifier less that of another on the same images.
+
+    Attributes:
+        difference, low, high: with its confidence interval.
+        p_value: two-sided, of no difference.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def estimate_aucs(
+    y_true: npt.ArrayLike,
+    y_scores: Sequence[Sequence[npt.ArrayLike]],
+    groups: npt.ArrayLike | None = None,
+) -> Estimate:
+    """Return the ROC AUCs of classifiers with their covariance over patients.
+
+    Args:
+        y_true: bool of shape (n_images,), whether the image is positive.
+        y_scores: of each classifier one or several score vectors of shape (n_images,), as of
+            several seeds. Those of one classifier are joined by the mean of their placement values:
+            its AUC is the mean of theirs, and its variance that over images, without any over
+            seeds.
+        groups: of shape (n_images,), the patient of each image, of any kind that can be compared;
+            None takes every image for a patient of its own.
+
+    Raises:
+        ValueError: only one class is present.
+
+    Source: Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53 (1997);
+    where every patient has one image it is DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988).
+    """
+    truth = np.asarray(y_true, bool)
+    unit = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_units = int(unit.max()) + 1
+    columns = []
+    for of_classifier in y_scores:
+        placements = [placement_values(truth, score) for score in of_classifier]
+        columns.append([np.mean(side, axis=0) for side in zip(*placements, strict=True)])
+    of_positive, of_negative = (np.stack(side, axis=1) for side in zip(*columns, strict=True))
+    auc = np.clip(of_positive.mean(axis=0), 0, 1)
+    sums, counts = [], []
+    for values, units in ((of_positive, unit[truth]), (of_negative, unit[~truth])):
+        total = np.zeros((n_units, len(auc)))
+        np.add.at(total, units, values - auc)
+        sums.append(total / len(values))
+        counts.append(len(np.unique(units)))
+    positive, negative = sums
+    both = np.sum(
+        (np.bincount(unit[truth], minlength=n_units) > 0)
+        & (np.bincount(unit[~truth], minlength=n_units) > 0)
+    )
+    covariance = _corrected(counts[0]) * positive.T @ positive
+    covariance += _corrected(counts[1]) * negative.T @ negative
+    if both:
+        crossed = positive.T @ negative
+        covariance += _corrected(n_units) * (crossed + crossed.T)
+    return Estimate(auc, covariance, min(counts))
+
+
+def _corrected(n: int) -> float:
+    """Bessel's correction of a sum over n units; a single unit tells no variance."""
+    return n / (n - 1) if n > 1 else float("nan")
+
+
+def auc_interval(
+    y_true: npt.ArrayLike,
+    y_scores: Sequence[npt.ArrayLike],
+    groups: npt.ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Return the mean ROC AUC of one or several score vectors of the same images, and its interval.
+
+    Args:
+        y_true: bool of shape (n_images,).
+        y_scores: float of shape (n_images,) each, as of several seeds; see ``estimate_aucs``.
+        groups: the patient of each image, or None.
+        confidence: of the two-sided interval.
+
+    Raises:
+        ValueError: only one class is present.
+    """
+    return interval_of(estimate_aucs(y_true, [y_scores], groups), 0, confidence)
+
+
+def interval_of(estimate: Estimate, k: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the interval of one of some classifiers, made on the logit scale.
+
+    So it stays within 0 and 1. Where every placement is 1, or every one 0, there is no variance to
+    make it of: it ends where the exact binomial one of the smaller class' patients does. Where the
+    variance is 0 for another reason, as of equal scores, or not known, its ends are NaN.
+    """
+    auc, variance = float(estimate.auc[k]), float(estimate.covariance[k, k])
+    if auc in (0.0, 1.0):
+        edge = float(((1 - confidence) / 2) ** (1 / estimate.n_units))
+        return Interval(1.0, edge, 1.0) if auc else Interval(0.0, 0.0, 1 - edge)
+    if not variance > 0:
+        return Interval(auc, float("nan"), float("nan"))
+    half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
+    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
+
+
+def difference_of(
+    estimate: Estimate, k: int, other: int, confidence: float = CONFIDENCE
+) -> Difference:
+    """Return the AUC of classifier ``k`` less that of ``other``, tested on the same images.
+
+    Where neither differs from the other on any image the p-value is 1; where they differ by the
+    same on every image, which leaves no variance, it is NaN.
+    """
+    contrast = np.zeros(len(estimate.auc))
+    contrast[k] += 1
+    contrast[other] -= 1
+    difference = float(contrast @ estimate.auc)
+    variance = float(contrast @ estimate.covariance @ contrast)
+    # What rounding leaves of two equal classifiers is no variance.
+    if not variance > 1e-14:
+        p_value = 1.0 if abs(difference) < 1e-12 else float("nan")
+        return Difference(difference, difference, difference, p_value)
+    error = float(np.sqrt(variance))
+    half = float(norm.ppf((1 + confidence) / 2)) * error
+    p_value = float(2 * norm.sf(abs(difference) / error))
+    return Difference(difference, difference - half, difference + half, p_value)
+
+
+def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return p-values corrected for how many there are; NaN stays, and is not counted.
+
+    Args:
+        p_values: float of shape (n_tests,).
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    given = np.asarray(p_values, np.float64)
+    corrected = np.full(given.shape, np.nan)
+    order = [k for k in np.argsort(given, kind="stable") if not np.isnan(given[k])]
+    largest = 0.0
+    for rank, k in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * given[k]))
+        corrected[k] = largest
+    return corrected
