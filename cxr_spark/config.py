@@ -52,6 +52,21 @@ class TrainingConfig(_Section):
     memory_gb: Annotated[float, Field(gt=0)] = 2.0
 
 
+class CrossValidationConfig(_Section):
+    """Repeated cross-validation on training images, by which a configuration is selected.
+
+    Attributes:
+        folds: parts that are held out in turn, patients whole.
+        repeats: how often images are divided anew.
+        feature_maps: whether heads that take feature maps are cross-validated as well, which may
+            take hours.
+    """
+
+    folds: Annotated[int, Field(ge=2)] = 5
+    repeats: Count = 2
+    feature_maps: bool = False
+
+
 class EvaluationConfig(_Section):
     """How measures are made; a change of it trains nothing again.
 
@@ -107,6 +122,7 @@ class Experiment(_Section):
     standardise: bool = False
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     training: TrainingConfig = TrainingConfig()
+    cross_validation: CrossValidationConfig | None = CrossValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     overwrite: bool = False
     refresh: bool = False

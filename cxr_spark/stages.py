@@ -27,6 +27,7 @@ from cxr_spark.training.run_folder import (
     check_same_features,
     head_name,
     read_experiment,
+    read_held_out,
     read_predictions,
     trained,
 )
@@ -34,6 +35,7 @@ from cxr_spark.training.run_folder import (
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from cxr_spark.evaluation.results import RunResults
     from cxr_spark.extraction.load import LoadedBackbone
 
     Backbones = Callable[[], Sequence[LoadedBackbone]]
@@ -62,13 +64,14 @@ def run_train(experiment: Experiment) -> None:
 
 def run_report(run: Path) -> None:
     """Write results.csv and report.html again, from what the run folder holds."""
-    from cxr_spark.evaluation.results import roc_points, summarise
+    from cxr_spark.evaluation.results import roc_points
+    from cxr_spark.evaluation.select import SELECTION_RULE
     from cxr_spark.leak_check import read_leaks
     from cxr_spark.report.page import RunMeasures, write_report
 
     content = read_experiment(run)
     check_writable(run, "run")
-    results, predictions = write_results(run, show=False)
+    found, predictions = write_results(run, show=False)
     rules, positive = _rules(content), content["task"]["positive"]
     counts = predictions[0].groupby(["label", "split"]).size().unstack(fill_value=0)
     counts.index = pd.Index(content["task"]["classes"])
@@ -76,9 +79,9 @@ def run_report(run: Path) -> None:
         run,
         RunMeasures(
             experiment=content,
-            results=results,
-            summary=summarise(results, predictions, rules),
-            rules=dataclasses.asdict(rules),
+            results=found.results,
+            summary=found.summary,
+            rules={**dataclasses.asdict(rules), "selection": SELECTION_RULE},
             histories=[record["history"] for record in trained(run)],
             roc_curves=[]
             if positive is None
@@ -215,9 +218,14 @@ def _extract(
     return extract(spark, request, backbones, overwrite=experiment.overwrite)
 
 
-def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequence[pd.DataFrame]]:
-    """Compute results.csv of a run folder from its predictions, and return it with them."""
-    from cxr_spark.evaluation.results import make_measures, make_results, summarise
+def write_results(run: Path, *, show: bool = True) -> tuple[RunResults, Sequence[pd.DataFrame]]:
+    """Compute results.csv and results.json of a run folder from its predictions.
+
+    Returns:
+        What was computed, and the predictions of each configuration and seed.
+    """
+    from cxr_spark.evaluation.results import evaluate_run
+    from cxr_spark.evaluation.select import SELECTION_RULE
 
     records = trained(run)
     predictions = [
@@ -226,21 +234,26 @@ def write_results(run: Path, *, show: bool = True) -> tuple[pd.DataFrame, Sequen
     ]
     content = read_experiment(run)
     task, rules = content["task"], _rules(content)
-    measures = make_measures(
-        predictions, records, rules, task["classes"], content["demonstration"],
-        as_paper=_is_papers(content),
+    found = evaluate_run(
+        predictions, records, read_held_out(run, records), rules, task["classes"],
+        content["demonstration"], as_paper=_is_papers(content),
     )  # fmt: skip
-    results = make_results(measures)
-    write_json(
-        run / "results.json",
-        {"task": task, "rules": dataclasses.asdict(rules), "rows": without_nan(measures)},
-    )
+    verdict = found.verdict
+    stored = {
+        "task": task,
+        "rules": dataclasses.asdict(rules),
+        "selection_rule": SELECTION_RULE,
+        "selected": verdict.selected,
+        "comparisons": verdict.comparisons.to_dict("records"),
+        "rows": found.rows,
+    }
+    write_json(run / "results.json", without_nan(stored))
     beside = run / "_results.csv"
-    results.to_csv(beside, index=False, float_format="%.6f")
+    found.results.to_csv(beside, index=False, float_format="%.6f")
     beside.replace(run / "results.csv")
     if show:
-        _print_table(summarise(results, predictions, rules), content["demonstration"])
-    return results, predictions
+        _print_table(found, content["demonstration"])
+    return found, predictions
 
 
 def _rules(content: dict[str, Any]) -> Rules:
@@ -258,16 +271,22 @@ def _is_papers(content: dict[str, Any]) -> bool:
     )
 
 
-def _print_table(summary: pd.DataFrame, demonstration: str) -> None:
+def _print_table(found: RunResults, demonstration: str) -> None:
     columns = {
-        "configuration": "configuration", "n_seeds": "seeds", "val_auc": "val AUC",
-        "test_auc": "test AUC", "test_auc_low": "low", "test_auc_high": "high",
-        "test_keras_auc": "Keras AUC", "paper_test_keras_auc": "paper's",
+        "configuration": "configuration", "n_seeds": "seeds", "cv_auc": "CV AUC",
+        "val_auc": "val AUC", "test_auc": "test AUC", "test_auc_low": "low",
+        "test_auc_high": "high", "p_holm": "p, Holm", "test_keras_auc": "Keras AUC",
+        "paper_test_keras_auc": "paper's",
     }  # fmt: skip
-    ordered = summary.sort_values("test_auc", ascending=False, kind="stable")
+    ordered = found.summary.sort_values("test_auc", ascending=False, kind="stable")
     table = ordered[list(columns)].rename(columns=columns).dropna(axis="columns", how="all")
     print(f"\n{demonstration}\n" if demonstration else "")
     print(table.to_string(index=False, float_format="%.3f", na_rep="-"))
+    if found.verdict.selected is not None:
+        print(
+            f"Selected by cross-validation on training images: {found.verdict.selected}. "
+            "p, Holm: of the others' test AUC being the same."
+        )
     print("Not for clinical use.\n", flush=True)
 
 

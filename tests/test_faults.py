@@ -212,10 +212,11 @@ def test_ctrl_c_and_the_command_that_it_prints(images, config, undisturbed, tmp_
     assert_same(read_features(features), undisturbed[0])
 
 
-def test_training_killed_between_heads(
-    cluster, images, config, undisturbed, tmp_path: Path
-) -> None:
+def test_training_killed_between_heads(cluster, images, tmp_path: Path) -> None:
+    """Of a head on maps: heads on pooled features are trained together."""
     features, run_folder = tmp_path / "features", tmp_path / "run"
+    config = tmp_path / "maps.yaml"
+    config.write_text(CONFIG.replace("[gap]", "[fc1024]") + "feature_maps: true\n")
     assert extract(tmp_path, cluster, images, config, features).wait() == 0
     assert list_extractions(features)
 

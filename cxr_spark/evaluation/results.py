@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from cxr_spark.evaluation.bootstrap import (
+    Resamples,
     macro_aucs,
     mean_over_seeds,
     percentile_interval,
@@ -18,6 +20,7 @@ from cxr_spark.evaluation.measures import Scored, draw_resamples, measure, score
 from cxr_spark.evaluation.paper import paper_test_keras_auc
 from cxr_spark.evaluation.rules import Rules
 from cxr_spark.evaluation.seeds import over_seeds
+from cxr_spark.evaluation.select import ALPHA, COMPARISON_COLUMNS, Verdict, judge
 
 SHARES = ("accuracy", "sensitivity", "specificity", "ppv", "npv")
 RESULT_COLUMNS = (
@@ -29,10 +32,58 @@ RESULT_COLUMNS = (
     *(f"test_{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
     "test_f1", "test_balanced_accuracy", "test_accuracy_at_half", "test_sensitivity_at_half",
     "test_specificity_at_half", "test_brier", "test_ece",
-    "train_seconds", "paper_test_keras_auc", "demonstration",
+    "train_seconds", "paper_test_keras_auc",
+    "cv_auc", "cv_spread", "selected", "difference", "p_holm", "demonstration",
 )  # fmt: skip
 
 KEYS = ["configuration", "backbone", "preprocessing", "head"]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """All that is computed from the predictions of a run.
+
+    Attributes:
+        rows: what ``make_measures`` returns.
+        results: results.csv, what ``make_results`` returns.
+        summary: what ``summarise`` returns.
+        verdict: what was selected, and how the others compare.
+    """
+
+    rows: list[dict[str, Any]]
+    results: pd.DataFrame
+    summary: pd.DataFrame
+    verdict: Verdict
+
+
+def evaluate_run(
+    predictions: Sequence[pd.DataFrame],
+    records: Sequence[dict[str, Any]],
+    held_out: Mapping[str, pd.DataFrame],
+    rules: Rules,
+    classes: Sequence[str],
+    demonstration: str,
+    *,
+    as_paper: bool,
+) -> RunResults:
+    """Return the measures of a run, which configuration is selected, and how others compare.
+
+    Args:
+        predictions, records, rules, classes, demonstration, as_paper: as for ``make_measures``.
+        held_out: by configuration, the predictions of cross-validation.
+    """
+    rows = make_measures(predictions, records, rules, classes, demonstration, as_paper=as_paper)
+    tests: dict[str, list[Scored]] = {}
+    for table, record in zip(predictions, records, strict=True):
+        tests.setdefault(record["configuration"], []).append(scored(table, "test"))
+    resamples = draw_resamples(next(iter(tests.values()))[0], rules)
+    verdict = judge(held_out, tests, rules.positive, resamples)
+    summary = summarise(make_results(rows), tests, rules, verdict, resamples)
+    of_configuration = summary.set_index("configuration")
+    for row in rows:
+        for name in ("cv_auc", "cv_spread", "selected", "difference", "p_holm"):
+            row[name] = of_configuration[name][row["configuration"]].item()
+    return RunResults(rows, make_results(rows), summary, verdict)
 
 
 def make_measures(
@@ -79,48 +130,61 @@ def make_results(measures: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def summarise(
-    results: pd.DataFrame, predictions: Iterable[pd.DataFrame], rules: Rules
+    results: pd.DataFrame,
+    tests: Mapping[str, Sequence[Scored]],
+    rules: Rules,
+    verdict: Verdict,
+    resamples: Resamples,
 ) -> pd.DataFrame:
     """Return one row a configuration: means over its seeds, and the interval of the mean test AUC.
 
     Args:
         results: what ``make_results`` returned.
-        predictions: the same tables in the same order.
+        tests: of each configuration, its seeds' test images.
         rules: how measures are made.
+        resamples: drawings of test patients, for more than two classes.
+        verdict: what was selected: ``cv_auc`` and ``cv_spread`` of each configuration, whether it
+            is ``selected``, its ``difference`` from the selected one with interval and ``p_holm``,
+            and whether it is ``distinguishable`` from it.
     """
-    positive = rules.positive
-    tests: dict[str, list[Scored]] = {}
-    for table, name in zip(predictions, results["configuration"], strict=True):
-        tests.setdefault(name, []).append(scored(table, "test"))
-    resamples = None
-    if positive is None:
-        resamples = draw_resamples(next(iter(tests.values()))[0], rules)
+    compared = verdict.comparisons.set_index("configuration").to_dict("index")
     rows = []
     for keys, of_configuration in results.groupby(KEYS, sort=False):
         numbers = of_configuration.select_dtypes("number").mean().to_dict()
         row = {**dict(zip(KEYS, keys, strict=True)), **numbers, "n_seeds": len(of_configuration)}
         row["test_auc_min"] = of_configuration["test_auc"].min()
         row["test_auc_max"] = of_configuration["test_auc"].max()
-        seeds = tests[row["configuration"]]
-        if resamples is None:
-            assert positive is not None
-            joint = over_seeds(
-                seeds[0].labels == positive, [s.scores[:, positive] for s in seeds], seeds[0].groups
-            )
-            interval = joint.interval
-            row |= {"test_auc_spread": joint.spread, "seed_share": joint.share}
-        else:
-            drawn = mean_over_seeds(
-                [macro_aucs(s.labels, s.scores, resamples.weights) for s in seeds]
-            )
-            interval = percentile_interval(row["test_auc"], drawn)
-        row |= {
-            "test_auc": interval.auc,
-            "test_auc_low": interval.low,
-            "test_auc_high": interval.high,
-        }
+        name = row["configuration"]
+        row |= _over_seeds(tests[name], row["test_auc"], rules.positive, resamples)
+        held_out = verdict.held_out.get(name)
+        row["cv_auc"] = held_out.mean if held_out else float("nan")
+        row["cv_spread"] = held_out.spread if held_out else float("nan")
+        row["selected"] = name == verdict.selected
+        row |= {c: compared.get(name, {}).get(c, float("nan")) for c in COMPARISON_COLUMNS[1:]}
+        row["distinguishable"] = bool(row["p_holm"] < ALPHA)
         rows.append(row)
     return pd.DataFrame(rows).drop(columns="seed")
+
+
+def _over_seeds(
+    seeds: Sequence[Scored], mean: float, positive: int | None, resamples: Resamples
+) -> dict[str, float]:
+    if positive is not None:
+        truth = seeds[0].labels == positive
+        joint = over_seeds(truth, [s.scores[:, positive] for s in seeds], seeds[0].groups)
+        interval, spread = (
+            joint.interval,
+            {"test_auc_spread": joint.spread, "seed_share": joint.share},
+        )
+    else:
+        drawn = [macro_aucs(s.labels, s.scores, resamples.weights) for s in seeds]
+        interval, spread = percentile_interval(mean, mean_over_seeds(drawn)), {}
+    return {
+        **spread,
+        "test_auc": interval.auc,
+        "test_auc_low": interval.low,
+        "test_auc_high": interval.high,
+    }
 
 
 def roc_points(

@@ -68,7 +68,9 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(auc=_auc, share=_share, image=_data_uri)
+    environment.filters.update(
+        auc=_auc, difference=_difference, p=_p_value, share=_share, image=_data_uri
+    )
     page = environment.get_template("page.html").render(
         measures=measures,
         experiment=measures.experiment["experiment"],
@@ -93,12 +95,29 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
 
 
 def _answer(summary: pd.DataFrame) -> dict[str, Any]:
+    """Return what the page says first.
+
+    Returns:
+        Where a configuration is ``selected``, its row, and the names of the others by whether test
+        images tell them from it: ``alike``, ``better``, ``worse``. Else ``best``, the row of the
+        highest test AUC, and ``rivals``, whose intervals overlap with its own.
+    """
+    chosen = summary[summary["selected"]]
+    if len(chosen):
+        others = summary[~summary["selected"]]
+        told, above = others["distinguishable"], others["difference"] > 0
+        return {
+            "selected": chosen.iloc[0].to_dict(),
+            "alike": others["configuration"][~told].tolist(),
+            "better": others["configuration"][told & above].tolist(),
+            "worse": others["configuration"][told & ~above].tolist(),
+        }
     best = summary.loc[summary["test_auc"].idxmax()]
     rivals = []
     if pd.notna(best["test_auc_low"]):
         within = summary[summary["test_auc_high"] >= best["test_auc_low"]]
         rivals = [name for name in within["configuration"] if name != best["configuration"]]
-    return {"best": best.to_dict(), "rivals": rivals}
+    return {"selected": None, "best": best.to_dict(), "rivals": rivals}
 
 
 def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[dict[str, Any]]:
@@ -202,6 +221,16 @@ def _auc(value: float | None) -> str:
     if value is None or pd.isna(value):
         return ""
     return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+
+
+def _difference(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:+.3f}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None or pd.isna(value):
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _share(value: float | None) -> str:

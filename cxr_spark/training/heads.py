@@ -24,6 +24,11 @@ class Head:
     takes: Literal["pooled", "feature_map"]
     hidden: Callable[[], list[Any]]
 
+    @property
+    def is_softmax_of_pooled(self) -> bool:
+        """Whether it is a softmax over pooled features and nothing else."""
+        return self.takes == "pooled" and self.hidden is list
+
 
 def _flatten_dense_1024() -> list[Any]:
     from keras import layers

@@ -139,6 +139,11 @@ class InMemory:
         self.shape: tuple[int, ...] = values.shape[1:]
         self._arrays = [part for part in (values, scale) if part is not None]
 
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """Pooled features of shape (n_images, channels), or maps divided by their scale."""
+        return self._arrays[0]
+
     def batches(
         self,
         rows: npt.NDArray[np.int64],

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord, read_errors
 from cxr_spark.files import write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
+from cxr_spark.training.fit import Training
+from cxr_spark.training.folds import Fold, make_folds
 from cxr_spark.training.heads import HEADS
 from cxr_spark.training.inputs import open_inputs, told
 from cxr_spark.training.reader import ImageKeys, read_keys
@@ -28,31 +32,29 @@ from cxr_spark.training.run_folder import (
     begin_run,
     check_run,
     check_same_features,
+    cross_name,
     head_name,
+    predictions_file,
     update_experiment,
     write_predictions,
 )
-from cxr_spark.training.standardise import standardise
-from cxr_spark.training.trainer import TrainedHead, train_head
+from cxr_spark.training.trainer import TrainedHead
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """One head to train: a configuration, its extraction and a seed."""
+class _Work:
+    """What the run folder lacks of one configuration: seeds, and whether cross-validation."""
 
     configuration: Configuration
     record: ExtractionRecord
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return head_name(self.configuration.name, self.seed)
+    seeds: tuple[int, ...]
+    cross_validates: bool
 
     @property
     def inputs(self) -> tuple[ExtractionRecord, str]:
-        """What it is trained on; fits of the same inputs follow one another."""
+        """What it is trained on; work on the same inputs stands side by side."""
         return self.record, HEADS[self.configuration.head].takes
 
 
@@ -90,95 +92,171 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     update_experiment(run, **describe_run(records, images, assigned, errors))
     for folder in ("heads", "predictions"):
         (run / folder).mkdir(exist_ok=True)
-    fits = _missing(run, chosen, experiment)
-    done: list[tuple[_Fit, float]] = []
-    for (record, takes), same_inputs in itertools.groupby(fits, key=lambda fit: fit.inputs):
+    folds = _folds(experiment, images, assigned)
+    works = _missing(run, chosen, experiment, folds)
+    done: list[tuple[_Work, float]] = []
+    for (record, takes), same_inputs in itertools.groupby(works, key=lambda work: work.inputs):
         inputs = open_inputs(
             features, record, takes, images.image_id, memory_gb=experiment.training.memory_gb
         )
         with contextlib.closing(inputs), told(inputs):
-            standardisation = (
-                standardise(inputs, assigned.splits) if experiment.standardise else None
-            )
-            for fit in same_inputs:
+            training = Training(experiment, inputs, assigned)
+            for work in same_inputs:
                 began = time.monotonic()
-                trained = train_head(
-                    fit.configuration.head, inputs, assigned.labels, assigned.splits,
-                    n_classes=len(assigned.task.classes), training=experiment.training,
-                    seed=fit.seed, standardisation=standardisation,
-                )  # fmt: skip
-                _store(run, fit, trained, images, assigned)
-                done.append((fit, time.monotonic() - began))
+                _fit(run, work, training, images)
+                if work.cross_validates:
+                    _cross_validate(run, work, training, folds, images)
+                done.append((work, time.monotonic() - began))
                 log.info(
-                    "training: %d of %d, %s in %.1f s, Keras' metric on validation %.4f, "
-                    "about %.0f s left",
-                    len(done), len(fits), fit.name, trained.seconds,
-                    trained.history["val_auc"][-1], _seconds_left(done, fits[len(done) :]),
+                    "training: %d of %d, %s in %.1f s, about %.0f s left",
+                    len(done), len(works), work.configuration.name, done[-1][1],
+                    _seconds_left(done, works[len(done) :]),
                 )  # fmt: skip
     return Trained(records, images, assigned)
 
 
+def _folds(experiment: Experiment, images: ImageKeys, assigned: Assigned) -> list[Fold]:
+    """Return the folds of cross-validation; none where images are too few, with a warning."""
+    if experiment.cross_validation is None:
+        return []
+    try:
+        return make_folds(
+            assigned.labels, images.patient_id.tolist(), assigned.splits,
+            experiment.cross_validation, seed=experiment.split.seed,
+        )  # fmt: skip
+    except UserError as error:
+        log.warning("no cross-validation, so that no configuration is selected: %s", error)
+        return []
+
+
 def _missing(
-    run: Path, chosen: dict[tuple[str, str], ExtractionRecord], experiment: Experiment
-) -> list[_Fit]:
-    """Return what the run folder does not hold yet, fits of the same inputs side by side."""
+    run: Path,
+    chosen: dict[tuple[str, str], ExtractionRecord],
+    experiment: Experiment,
+    folds: Sequence[Fold],
+) -> list[_Work]:
+    """Return what the run folder does not hold yet, work on the same inputs side by side."""
     heads = sorted(experiment.heads, key=lambda head: HEADS[head].takes, reverse=True)
-    fits = [
-        _Fit(Configuration(*key, head), record, seed)
-        for key, record in chosen.items()
-        for head in heads
-        for seed in experiment.seeds
-    ]
-    missing = [fit for fit in fits if not (run / "heads" / f"{fit.name}.json").exists()]
-    if len(missing) < len(fits):
-        log.info("training: %d of %d are trained already", len(fits) - len(missing), len(fits))
-    return missing
+    settings = experiment.cross_validation
+    works, n_there = [], 0
+    for key, record in chosen.items():
+        for head in heads:
+            configuration = Configuration(*key, head)
+            there = [
+                (run / "heads" / f"{head_name(configuration.name, seed)}.json").exists()
+                for seed in experiment.seeds
+            ]
+            wanted = bool(folds) and (
+                HEADS[head].takes == "pooled" or bool(settings and settings.feature_maps)
+            )
+            work = _Work(
+                configuration,
+                record,
+                # All of them: heads that are trained together differ by rounding from others.
+                () if all(there) else tuple(experiment.seeds),
+                wanted and not predictions_file(run, cross_name(configuration.name)).exists(),
+            )
+            n_there += sum(there)
+            if work.seeds or work.cross_validates:
+                works.append(work)
+    if n_there:
+        log.info("training: %d heads are trained already", n_there)
+    return works
 
 
-def _seconds_left(done: Sequence[tuple[_Fit, float]], left: Sequence[_Fit]) -> float:
+def _seconds_left(done: Sequence[tuple[_Work, float]], left: Sequence[_Work]) -> float:
     """Return the time for what is left, each head as long as it took so far, or as all did."""
     seconds = defaultdict(list)
-    for fit, taken in done:
-        seconds[fit.configuration.head].append(taken)
+    for work, taken in done:
+        seconds[work.configuration.head].append(taken)
     overall = [taken for _, taken in done]
-    return sum(float(np.mean(seconds[fit.configuration.head] or overall)) for fit in left)
+    return sum(float(np.mean(seconds[work.configuration.head] or overall)) for work in left)
+
+
+def _fit(run: Path, work: _Work, training: Training, images: ImageKeys) -> None:
+    """Train and store the seeds that the run folder lacks."""
+    head, trains_together = (
+        work.configuration.head,
+        training.trains_together(work.configuration.head),
+    )
+    there = {
+        seed
+        for seed in work.seeds
+        if (run / "heads" / f"{head_name(work.configuration.name, seed)}.json").exists()
+    }
+    seeds = work.seeds if trains_together else [seed for seed in work.seeds if seed not in there]
+    for seed, trained in training.fit_seeds(head, seeds):
+        if seed not in there:
+            _store(run, work, seed, trained, images, training.assigned)
+            log.info(
+                "  seed %d: trained in %.1f s, Keras' metric on validation %.4f",
+                seed, trained.seconds, trained.history["val_auc"][-1],
+            )  # fmt: skip
+
+
+def _cross_validate(
+    run: Path, work: _Work, training: Training, folds: Sequence[Fold], images: ImageKeys
+) -> None:
+    """Store the scores of images that were held out, in the columns of all predictions."""
+    seed = training.experiment.seeds[0]
+    tables = [
+        _predictions(
+            work.configuration, seed, images, training.assigned, scores, fold.held_out
+        ).assign(split="val", repeat=fold.repeat, fold=fold.fold)
+        for fold, scores in training.fit_folds(work.configuration.head, folds, seed)
+    ]
+    write_predictions(
+        predictions_file(run, cross_name(work.configuration.name)),
+        pd.concat(tables, ignore_index=True),
+    )
+
+
+def _predictions(
+    configuration: Configuration,
+    seed: int,
+    images: ImageKeys,
+    assigned: Assigned,
+    scores: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64] | slice = slice(None),
+) -> pd.DataFrame:
+    """Return the predictions table of some images."""
+    return pd.DataFrame(
+        {
+            **vars(configuration),
+            "configuration": configuration.name,
+            "seed": seed,
+            "split": assigned.splits[rows],
+            "image_id": images.image_id[rows],
+            "patient_id": images.patient_id[rows],
+            "label": assigned.labels[rows],
+            "repeat": None,
+            "fold": None,
+            "score": list(scores),
+        }
+    )
 
 
 def _store(
-    run: Path, fit: _Fit, trained: TrainedHead, images: ImageKeys, assigned: Assigned
+    run: Path, work: _Work, seed: int, trained: TrainedHead, images: ImageKeys, assigned: Assigned
 ) -> None:
     """Store one trained head; its .json is written last and says that all of it is there."""
-    names = {
-        "configuration": fit.configuration.name,
-        "backbone": fit.configuration.backbone,
-        "preprocessing": fit.configuration.preprocessing,
-        "head": fit.configuration.head,
-        "seed": fit.seed,
-    }
-    predictions = pd.DataFrame(
-        {
-            **names,
-            "split": assigned.splits,
-            "image_id": images.image_id,
-            "patient_id": images.patient_id,
-            "label": assigned.labels,
-            "repeat": None,
-            "fold": None,
-            "score": list(trained.scores),
-        }
-    )
-    write_predictions(run / "predictions" / f"{fit.name}.parquet", predictions)
-    beside = run / "heads" / f"_{fit.name}.keras"
+    configuration = work.configuration
+    name = head_name(configuration.name, seed)
+    predictions = _predictions(configuration, seed, images, assigned, trained.scores)
+    write_predictions(predictions_file(run, name), predictions)
+    beside = run / "heads" / f"_{name}.keras"
     trained.model.save(beside)
-    beside.replace(run / "heads" / f"{fit.name}.keras")
+    beside.replace(run / "heads" / f"{name}.keras")
     write_json(
-        run / "heads" / f"{fit.name}.json",
+        run / "heads" / f"{name}.json",
         {
-            **names,
-            "takes": HEADS[fit.configuration.head].takes,
+            **vars(configuration),
+            "configuration": configuration.name,
+            "seed": seed,
+            "takes": HEADS[configuration.head].takes,
             "classes": list(assigned.task.classes),
-            "extraction": fit.record.fingerprint,
-            "weights": fit.record.weights,
+            "extraction": work.record.fingerprint,
+            "weights": work.record.weights,
             "train_seconds": round(trained.seconds, 3),
             "history": trained.history,
         },

@@ -5,7 +5,8 @@
                                     the images' account
       heads/<name>.keras            a trained head, without optimizer state
       heads/<name>.json             how it was trained: history by epoch, seconds
-      predictions/<name>.parquet    a row for every image, in the columns below
+      predictions/<name>.parquet    a row for every image, in the columns below;
+                                  <configuration>-cross.parquet a row for every image held out
       leaks.csv                     pairs of images of two splits that are one X-ray, or nearly
 
 A <name> is ``<configuration>-seed<seed>``.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,16 @@ class Configuration:
 def head_name(configuration: str, seed: int) -> str:
     """Return the name that a trained head's files carry."""
     return f"{configuration}-seed{seed}"
+
+
+def cross_name(configuration: str) -> str:
+    """Return the name that the cross-validation of a configuration carries."""
+    return f"{configuration}-cross"
+
+
+def predictions_file(run: Path, name: str) -> Path:
+    """Return where predictions of a name lie."""
+    return run / "predictions" / f"{name}.parquet"
 
 
 def check_run(run: Path, experiment: Experiment) -> None:
@@ -243,13 +255,31 @@ def write_predictions(file: Path, predictions: pd.DataFrame) -> None:
     beside.replace(file)
 
 
+def read_held_out(run: Path, records: Sequence[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Return the predictions of each configuration that was cross-validated, by its name.
+
+    Args:
+        run: the run folder.
+        records: what ``trained`` returns.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    names = dict.fromkeys(record["configuration"] for record in records)
+    return {
+        name: read_predictions(run, cross_name(name))
+        for name in names
+        if predictions_file(run, cross_name(name)).exists()
+    }
+
+
 def read_predictions(run: Path, name: str) -> pd.DataFrame:
     """Return the predictions of one configuration and seed.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    file = run / "predictions" / f"{name}.parquet"
+    file = predictions_file(run, name)
     try:
         return pq.read_table(file, schema=PREDICTION_SCHEMA).to_pandas()
     except (OSError, pa.ArrowException) as error:

@@ -53,6 +53,9 @@ def train_head(
 ) -> TrainedHead:
     """Train a head as the seed study did: softmax, binary cross-entropy on one-hot labels, Adam.
 
+    Keras computes that loss of a softmax layer from its logits, as if each class had a sigmoid, and
+    so ``loss`` and ``val_loss`` are not those of the softmax scores.
+
     Args:
         head: a key of ``heads.HEADS``.
         inputs: the features of all images, in memory or streamed.
@@ -104,6 +107,16 @@ def train_head(
     seconds = time.perf_counter() - began
     history = {name: [float(value) for value in values] for name, values in fitted.history.items()}
     scores = _score(model, inputs, (len(labels), n_classes))
+    check_scores(head, seed, scores)
+    return TrainedHead(model, history, scores, seconds)
+
+
+def check_scores(head: str, seed: int, scores: npt.NDArray[np.float32]) -> None:
+    """Refuse scores that are none, and warn of a head that tells no image from another.
+
+    Raises:
+        UserError: a score is NaN or infinite.
+    """
     if not np.isfinite(scores).all():
         raise UserError(
             f"Expected finite scores of the head {head}, seed {seed}. Received: NaN or infinity. "
@@ -111,7 +124,6 @@ def train_head(
         )
     if np.ptp(scores, axis=0).max() == 0:
         log.warning("  %s, seed %d: every image has one score; nothing was learnt", head, seed)
-    return TrainedHead(model, history, scores, seconds)
 
 
 def _score(model: Any, inputs: Inputs, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -7,10 +7,10 @@ from sklearn.metrics import roc_auc_score
 
 from cxr_spark.evaluation.results import (
     RESULT_COLUMNS,
+    evaluate_run,
     make_measures,
     make_results,
     roc_points,
-    summarise,
 )
 from cxr_spark.evaluation.rules import Rules
 
@@ -96,12 +96,58 @@ def test_three_classes_have_a_macro_auc_and_no_threshold(rng: np.random.Generato
 
 def test_summary_is_the_mean_over_seeds(rng: np.random.Generator) -> None:
     predictions = [make_predictions(rng) for _ in range(3)]
-    results = make_results(tabulate(predictions, [make_record(seed) for seed in range(3)], 1))
-    summary = summarise(results, predictions, Rules(1))
+    records = [make_record(seed) for seed in range(3)]
+    results = make_results(tabulate(predictions, records, 1))
+    summary = evaluate_run(
+        predictions, records, {}, Rules(1), ["A", "B"], "", as_paper=True
+    ).summary
     assert len(summary) == 1
     assert summary["test_auc"][0] == pytest.approx(results["test_auc"].mean())
     assert summary["n_seeds"][0] == 3
     assert summary["test_auc_min"][0] == results["test_auc"].min()
+
+
+def make_held_out(rng: np.random.Generator, signal: float) -> pd.DataFrame:
+    table = make_predictions(rng)
+    labels = table["label"].to_numpy()
+    score = np.clip(0.5 + signal * (labels - 0.5) + 0.2 * rng.normal(size=len(labels)), 0, 1)
+    scores = list(np.stack([1 - score, score], axis=1))
+    return table.assign(split="val", repeat=0, fold=np.arange(len(labels)) // 2 % 5, score=scores)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_training_images_select_and_test_images_compare(
+    rng: np.random.Generator, n_classes: int
+) -> None:
+    """The selected configuration is not the best on test images, and nobody asks them."""
+    predictions = [make_predictions(rng, n_classes) for _ in range(3)]
+    heads = ["gap", "fc1024", "gap2"]
+    records = [make_record(0, head) for head in heads]
+    names = [str(record["configuration"]) for record in records]
+    held_out = {names[0]: make_held_out(rng, 0.1), names[1]: make_held_out(rng, 0.6)}
+    rules = Rules(1 if n_classes == 2 else None, n_resamples=200)
+    classes = ["A", "B", "C"][:n_classes]
+    found = evaluate_run(predictions, records, held_out, rules, classes, "", as_paper=False)
+    assert found.verdict.selected == names[1]
+    assert found.results["selected"].tolist() == [False, True, False]
+    assert found.summary["cv_auc"].notna().tolist() == [True, True, False]
+    assert found.results["p_holm"].notna().tolist() == [True, False, True]
+    assert found.results["difference"][0] == pytest.approx(
+        found.results["test_auc"][0] - found.results["test_auc"][1]
+    )
+    swapped = [table.assign(label=1 - table["label"]) for table in predictions]
+    if n_classes == 2:
+        other = evaluate_run(swapped, records, held_out, rules, classes, "", as_paper=False)
+        assert other.verdict.selected == names[1]
+
+
+def test_without_cross_validation_nothing_is_selected(rng: np.random.Generator) -> None:
+    records = [make_record(0, head) for head in ("gap", "fc1024")]
+    predictions = [make_predictions(rng) for _ in records]
+    found = evaluate_run(predictions, records, {}, Rules(1), ["A", "B"], "", as_paper=False)
+    assert found.verdict.selected is None
+    assert not found.summary["selected"].any()
+    assert found.summary["p_holm"].isna().all()
 
 
 def test_roc_curve_runs_from_corner_to_corner(rng: np.random.Generator) -> None:

@@ -140,22 +140,93 @@ def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> Non
     make_store(tmp_path / "features")
     run = tmp_path / "run"
     run_train(make_experiment(tmp_path, heads=["gap"]))
-    results = (run / "results.csv").read_text()
+    results = pd.read_csv(run / "results.csv")
     kept, lost = (run / "heads" / f"ResNet50-none-gap-seed{seed}.json" for seed in (0, 1))
     before = kept.stat().st_mtime_ns
     lost.unlink()
     run_train(make_experiment(tmp_path, heads=["gap"]))
     assert kept.stat().st_mtime_ns == before
     assert lost.exists()
-    without_times = [
-        [line.split(",")[:-3] for line in text.splitlines()]
-        for text in (results, (run / "results.csv").read_text())
-    ]
-    assert without_times[0] == without_times[1]
+    pd.testing.assert_frame_equal(
+        results.drop(columns="train_seconds"),
+        pd.read_csv(run / "results.csv").drop(columns="train_seconds"),
+        check_exact=True,
+    )
     with pytest.raises(UserError, match=r"differs in training .*'epochs': 2.*'epochs': 3"):
         run_train(make_experiment(tmp_path, heads=["gap"], training={"epochs": 3}))
     run_train(make_experiment(tmp_path, heads=["gap"], training={"epochs": 3}, overwrite=True))
     assert len(json.loads(kept.read_text())["history"]["loss"]) == 3
+
+
+def test_pooled_heads_are_cross_validated_and_one_is_selected(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    make_store(tmp_path / "features", backbone="DenseNet121", weights_digest="e" * 64)
+    run = tmp_path / "run"
+    settings = {"folds": 3, "repeats": 2}
+    experiment = make_experiment(
+        tmp_path, backbones=["ResNet50", "DenseNet121"], cross_validation=settings
+    )
+    run_train(experiment)
+    run_report(run)
+    names = [f"{backbone}-none-gap" for backbone in ("ResNet50", "DenseNet121")]
+    assert {file.stem for file in (run / "predictions").glob("*-cross.parquet")} == {
+        f"{name}-cross" for name in names
+    }
+    held_out = pq.read_table(run / "predictions" / f"{names[0]}-cross.parquet")
+    assert held_out.schema == PREDICTION_SCHEMA
+    table = held_out.to_pandas()
+    whole = pq.read_table(run / "predictions" / f"{names[0]}-seed0.parquet").to_pandas()
+    training = sorted(whole[whole["split"] == "train"]["image_id"])
+    for repeat in range(2):
+        assert sorted(table[table["repeat"] == repeat]["image_id"]) == training
+    results = pd.read_csv(run / "results.csv").set_index("configuration")
+    assert results["cv_auc"].notna().groupby(level=0).all().to_dict() == {
+        name: name.endswith("gap") for name in sorted(results.index.unique())
+    }
+    selected = json.loads((run / "results.json").read_text())["selected"]
+    assert selected == results["cv_auc"].idxmax()
+    assert (
+        f"Selected on training images alone: <strong>{selected}"
+        in (run / "report.html").read_text()
+    )
+
+
+def test_cross_validation_goes_on_and_is_not_repeated(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    file = run / "predictions" / "ResNet50-none-gap-cross.parquet"
+    experiment = make_experiment(tmp_path, heads=["gap"])
+    run_train(experiment)
+    before, when = file.read_bytes(), file.stat().st_mtime_ns
+    heads = {f: f.stat().st_mtime_ns for f in (run / "heads").iterdir()}
+    run_train(experiment)
+    assert file.stat().st_mtime_ns == when
+    file.unlink()
+    run_train(experiment)
+    assert file.read_bytes() == before
+    assert {f: f.stat().st_mtime_ns for f in (run / "heads").iterdir()} == heads
+
+
+def test_heads_on_maps_are_cross_validated_on_request(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    settings = {"folds": 2, "repeats": 1, "feature_maps": True}
+    run_train(make_experiment(tmp_path, seeds=[0], cross_validation=settings))
+    results = pd.read_csv(tmp_path / "run" / "results.csv")
+    assert results["cv_auc"].notna().all()
+
+
+def test_too_few_images_are_not_cross_validated_and_a_warning_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_store(tmp_path / "features")
+    with caplog.at_level("WARNING"):
+        run_train(make_experiment(tmp_path, heads=["gap"], cross_validation={"folds": 40}))
+    assert "no cross-validation, so that no configuration is selected: Expected at" in caplog.text
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["selected"] is None
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        run_train(make_experiment(tmp_path, heads=["gap"], cross_validation=None, overwrite=True))
+    assert "cross-validation" not in caplog.text
 
 
 def test_heads_and_seeds_of_the_same_experiment_join_a_run(tmp_path: Path) -> None:

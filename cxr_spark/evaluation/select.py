@@ -1,0 +1,178 @@
+"""Which configuration is chosen, by training images alone, and what differs from it on the test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from cxr_spark.evaluation.auc import macro_auc
+from cxr_spark.evaluation.bootstrap import (
+    Resamples,
+    macro_aucs,
+    mean_over_seeds,
+    paired_p_value,
+    percentile_interval,
+)
+from cxr_spark.evaluation.intervals import (
+    CONFIDENCE,
+    Difference,
+    difference_of,
+    estimate_aucs,
+    holm,
+)
+from cxr_spark.evaluation.measures import Scored
+
+SELECTION_RULE = (
+    "the highest mean ROC AUC over the folds of cross-validation on training images; of equals the "
+    "first of the experiment"
+)
+
+
+COMPARISON_COLUMNS = (
+    "configuration", "difference", "difference_low", "difference_high", "p_value", "p_holm",
+)  # fmt: skip
+ALPHA = 0.05  # below which, corrected, a difference is told from none
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was selected by training images, and how test results differ from it.
+
+    Attributes:
+        held_out: of each configuration that was cross-validated.
+        selected: the configuration chosen; None where none was cross-validated.
+        comparisons: what ``compare`` returns; no row where none is selected.
+    """
+
+    held_out: Mapping[str, CrossValidated]
+    selected: str | None
+    comparisons: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """One configuration's ROC AUC on images held out of its training, fold by fold.
+
+    Attributes:
+        mean, spread: over all folds and repeats: mean and standard deviation.
+        n_folds: how many there are, all repeats together.
+    """
+
+    mean: float
+    spread: float
+    n_folds: int
+
+
+def cross_validated(predictions: pd.DataFrame, positive: int | None) -> CrossValidated:
+    """Return how well a configuration does on held-out training images.
+
+    Scores of two folds are of two heads, so that each fold has its own AUC.
+
+    Args:
+        predictions: rows of the predictions table with ``repeat`` and ``fold``.
+        positive: index of the positive class, or None for the macro AUC of more classes.
+    """
+    aucs = []
+    for _, rows in predictions.groupby(["repeat", "fold"]):
+        labels = rows["label"].to_numpy(np.int64)
+        scores = np.stack(rows["score"].to_list()).astype(np.float64)
+        if positive is None:
+            aucs.append(macro_auc(labels, scores))
+        else:
+            aucs.append(float(roc_auc_score(labels == positive, scores[:, positive])))
+    spread = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else float("nan")
+    return CrossValidated(float(np.mean(aucs)), spread, len(aucs))
+
+
+def select(found: Mapping[str, CrossValidated]) -> str | None:
+    """Return the configuration that ``SELECTION_RULE`` chooses; None where none was held out."""
+    return max(found, key=lambda name: found[name].mean, default=None)
+
+
+def compare(
+    tests: Mapping[str, Sequence[Scored]],
+    selected: str,
+    positive: int | None,
+    resamples: Resamples,
+) -> pd.DataFrame:
+    """Test every other configuration against the selected one on the same test images.
+
+    Args:
+        tests: of each configuration its seeds' test images, all in one order.
+        selected: the configuration that they are compared with.
+        positive: index of the positive class: two classes are compared by DeLong's test clustered
+            by patient. None compares macro AUCs by drawings of patients.
+        resamples: those drawings.
+
+    Returns:
+        A row for each other configuration: ``configuration``, ``difference`` of its AUC from the
+        selected one's with ``difference_low`` and ``difference_high``, ``p_value``, and ``p_holm``,
+        corrected for the number of rows.
+    """
+    chosen = tests[selected]
+    rows = []
+    for name, seeds in tests.items():
+        if name == selected:
+            continue
+        if positive is None:
+            test = _by_drawing(seeds, chosen, resamples)
+        else:
+            estimate = estimate_aucs(
+                chosen[0].labels == positive,
+                [[s.scores[:, positive] for s in of] for of in (seeds, chosen)],
+                chosen[0].groups,
+            )
+            test = difference_of(estimate, 0, 1)
+        rows.append(
+            {
+                "configuration": name,
+                "difference": test.difference,
+                "difference_low": test.low,
+                "difference_high": test.high,
+                "p_value": test.p_value,
+            }
+        )
+    table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS[:-1]))
+    return table.assign(p_holm=holm(table["p_value"].to_numpy(np.float64)))
+
+
+def judge(
+    held_out: Mapping[str, pd.DataFrame],
+    tests: Mapping[str, Sequence[Scored]],
+    positive: int | None,
+    resamples: Resamples,
+) -> Verdict:
+    """Select by the scores of held-out training images, and compare test scores with the selected.
+
+    Args:
+        held_out: of each configuration that was cross-validated, rows of the predictions table.
+        tests, positive, resamples: as for ``compare``.
+    """
+    found = {name: cross_validated(table, positive) for name, table in held_out.items()}
+    selected = select(found)
+    if selected is None:
+        return Verdict(found, None, pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
+    return Verdict(found, selected, compare(tests, selected, positive, resamples))
+
+
+def _by_drawing(
+    seeds: Sequence[Scored], chosen: Sequence[Scored], resamples: Resamples
+) -> Difference:
+    once = np.ones((1, resamples.weights.shape[1]))
+    drawn, values = [], []
+    for of in (seeds, chosen):
+        drawn.append(_mean_macro(of, resamples.weights))
+        values.append(float(_mean_macro(of, once)[0]))
+    interval = percentile_interval(values[0] - values[1], drawn[0] - drawn[1], CONFIDENCE)
+    return Difference(interval.auc, interval.low, interval.high, paired_p_value(*drawn))
+
+
+def _mean_macro(
+    seeds: Sequence[Scored], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    return mean_over_seeds([macro_aucs(s.labels, s.scores, weights) for s in seeds])

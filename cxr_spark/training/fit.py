@@ -1,0 +1,84 @@
+"""One configuration: its heads over seeds, and over the folds of cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.config import Experiment
+from cxr_spark.training.assign import Assigned
+from cxr_spark.training.folds import Fold
+from cxr_spark.training.heads import HEADS
+from cxr_spark.training.inputs import InMemory, Inputs
+from cxr_spark.training.replicas import Replica, train_replicas
+from cxr_spark.training.standardise import standardise
+from cxr_spark.training.trainer import TrainedHead, check_scores, train_head
+
+
+@dataclass(frozen=True)
+class Training:
+    """What heads are trained on, and how.
+
+    Attributes:
+        experiment: says how.
+        inputs: the features of all images.
+        assigned: their labels and splits.
+    """
+
+    experiment: Experiment
+    inputs: Inputs
+    assigned: Assigned
+
+    def fit_seeds(self, head: str, seeds: Sequence[int]) -> Iterator[tuple[int, TrainedHead]]:
+        """Train a head with each seed, and yield it with its seed."""
+        splits = self.assigned.splits
+        yield from zip(seeds, self._fit(head, seeds, [splits] * len(seeds)), strict=True)
+
+    def fit_folds(
+        self, head: str, folds: Sequence[Fold], seed: int
+    ) -> Iterator[tuple[Fold, npt.NDArray[np.float32]]]:
+        """Train a head for each fold, and yield the scores of the images that it held out."""
+        splits = [self._splits_of(fold) for fold in folds]
+        trained = self._fit(head, [seed] * len(folds), splits)
+        for fold, one in zip(folds, trained, strict=True):
+            yield fold, one.scores[fold.held_out]
+
+    def trains_together(self, head: str) -> bool:
+        """Return whether several heads of a kind are trained in one go."""
+        return isinstance(self.inputs, InMemory) and HEADS[head].is_softmax_of_pooled
+
+    def _splits_of(self, fold: Fold) -> npt.NDArray[np.str_]:
+        """Return the splits of a fold: what it holds out neither trains nor validates."""
+        splits = self.assigned.splits.copy()
+        splits[fold.held_out] = "test"
+        return splits
+
+    def _fit(
+        self, head: str, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
+    ) -> Iterator[TrainedHead]:
+        """Train a head for each seed and its splits: together where that is faster."""
+        experiment, inputs, labels = self.experiment, self.inputs, self.assigned.labels
+        n_classes = len(self.assigned.task.classes)
+        scalings = [standardise(inputs, s) if experiment.standardise else None for s in splits]
+        if self.trains_together(head):
+            assert isinstance(inputs, InMemory)
+            replicas = [
+                Replica(seed, np.flatnonzero(s == "train"), np.flatnonzero(s == "val"), scaling)
+                for seed, s, scaling in zip(seeds, splits, scalings, strict=True)
+            ]
+            trained = train_replicas(
+                head, inputs.values, labels, replicas,
+                n_classes=n_classes, training=experiment.training,
+            )  # fmt: skip
+            for seed, one in zip(seeds, trained, strict=True):
+                check_scores(head, seed, one.scores)
+                yield one
+            return
+        for seed, s, scaling in zip(seeds, splits, scalings, strict=True):
+            yield train_head(
+                head, inputs, labels, s, n_classes=n_classes, training=experiment.training,
+                seed=seed, standardisation=scaling,
+            )  # fmt: skip

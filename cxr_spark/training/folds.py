@@ -1,0 +1,73 @@
+"""Folds of cross-validation: which training images train and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_spark.config import CrossValidationConfig
+from cxr_spark.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One part held out.
+
+    Attributes:
+        repeat, fold: which, from 0.
+        train: int64, positions of the images that a head is trained on.
+        held_out: int64, positions of those that it is then asked about.
+    """
+
+    repeat: int
+    fold: int
+    train: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.int64]
+
+
+def make_folds(
+    labels: npt.NDArray[np.int64],
+    patient_ids: Sequence[str | None],
+    splits: npt.NDArray[np.str_],
+    settings: CrossValidationConfig,
+    *,
+    seed: int,
+) -> list[Fold]:
+    """Divide the training split in folds of about equal classes, a patient's images together.
+
+    Validation images stay out of all of them: they stop training early where that is asked for. An
+    image that tells no patient is one of its own.
+
+    Args:
+        labels: int64 of shape (n_images,).
+        patient_ids: of all images.
+        splits: 'train', 'val' or 'test', of shape (n_images,).
+        settings: how many folds, how often.
+        seed: of the division; each repeat divides differently.
+
+    Raises:
+        UserError: a class has fewer patients than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    rows = np.flatnonzero(splits == "train")
+    groups = np.array(
+        [f"image {i}" if patient_ids[i] is None else f"patient {patient_ids[i]}" for i in rows]
+    )
+    for label in np.unique(labels):
+        n_groups = len(np.unique(groups[labels[rows] == label]))
+        if n_groups < settings.folds:
+            raise UserError(
+                f"Expected at least as many training patients of each class as folds. Received: "
+                f"{n_groups} of class {label} and cross_validation.folds {settings.folds}. "
+                "Set fewer folds, or cross_validation: null."
+            )
+    folds = []
+    for repeat in range(settings.repeats):
+        divide = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=seed + repeat)
+        for fold, (train, held_out) in enumerate(divide.split(rows, labels[rows], groups)):
+            folds.append(Fold(repeat, fold, rows[train], rows[held_out]))
+    return folds

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cxr_spark.config import CrossValidationConfig
+from cxr_spark.errors import UserError
+from cxr_spark.training.folds import make_folds
+
+N = 300
+SETTINGS = CrossValidationConfig(folds=4, repeats=3)
+
+
+@pytest.fixture
+def images(rng: np.random.Generator):
+    patients = [None if i % 10 == 0 else f"p{i // 3}" for i in range(N)]
+    labels = np.array([i // 3 % 3 == 0 for i in range(N)]).astype(np.int64)
+    splits = np.array(["train"] * 200 + ["val"] * 40 + ["test"] * 60)
+    return labels, patients, splits
+
+
+def test_every_training_image_is_held_out_once_a_repeat(images) -> None:
+    folds = make_folds(*images, SETTINGS, seed=0)
+    assert [(f.repeat, f.fold) for f in folds] == [(r, k) for r in range(3) for k in range(4)]
+    for repeat in range(3):
+        held_out = [f.held_out for f in folds if f.repeat == repeat]
+        assert sorted(np.concatenate(held_out)) == list(range(200))
+    for fold in folds:
+        assert sorted([*fold.train, *fold.held_out]) == list(range(200))
+
+
+def test_no_patient_is_on_both_sides(images) -> None:
+    _, patients, _ = images
+    for fold in make_folds(*images, SETTINGS, seed=0):
+        sides = [{patients[i] for i in part} - {None} for part in (fold.train, fold.held_out)]
+        assert not sides[0] & sides[1]
+
+
+def test_classes_are_about_as_frequent_in_each(images) -> None:
+    labels, _, _ = images
+    for fold in make_folds(*images, SETTINGS, seed=0):
+        assert labels[fold.held_out].mean() == pytest.approx(labels[:200].mean(), abs=0.06)
+
+
+def test_the_same_seed_divides_the_same_way_and_repeats_do_not(images) -> None:
+    one, same, other = (make_folds(*images, SETTINGS, seed=seed) for seed in (0, 0, 9))
+    assert all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, other, strict=True))
+    assert not np.array_equal(one[0].held_out, one[4].held_out)
+
+
+def test_too_few_patients_of_a_class_are_told(images) -> None:
+    _, patients, splits = images
+    rare = np.where(np.arange(N) < 6, 1, 0)
+    with pytest.raises(UserError, match="Received: 3 of class 1 and cross_validation.folds 4"):
+        make_folds(rare, patients, splits, SETTINGS, seed=0)
