@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -90,6 +91,19 @@ class EvaluationConfig(_Section):
         return value
 
 
+class HeadConfig(_Section):
+    """A head of the experiment's own; its fields are those of ``training.heads.Head``."""
+
+    takes: Literal["pooled", "feature_map"] = "pooled"
+    dense: list[Count] = []
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    class_weights: Literal["balanced"] | None = None
+    epochs: Count | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    early_stopping: Count | None = None
+
+
 class PhantomConfig(_Section):
     """How many phantoms a demonstration draws, and how large they are in pixels."""
 
@@ -119,6 +133,7 @@ class Experiment(_Section):
     feature_maps: bool = False
     extraction: list[str] = []
     heads: Annotated[list[str], Field(min_length=1)] = ["gap", "fc1024"]
+    custom_heads: dict[str, HeadConfig] = {}
     standardise: bool = False
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     training: TrainingConfig = TrainingConfig()
@@ -153,15 +168,21 @@ class Experiment(_Section):
         # The tables import nothing heavy; they are imported here so that each name has one home.
         from cxr_spark.backbones import BACKBONES, check_image_size
         from cxr_spark.dataset.adapters import make_adapter
-        from cxr_spark.training.heads import HEADS
+        from cxr_spark.training.head_table import TABLE, head_table
 
         for backbone in self.backbones:
             if backbone not in BACKBONES:
                 raise one_of("each of backbones", backbone, BACKBONES)
             check_image_size(backbone, self.image_size)
+        for name in self.custom_heads:
+            if name in TABLE or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+                raise UserError(
+                    "Expected names of custom_heads of letters, digits, _ and . that are not "
+                    f"{', '.join(TABLE)}. Received: {name!r}"
+                )
         for head in self.heads:
-            if head not in HEADS:
-                raise one_of("each of heads", head, HEADS)
+            if head not in head_table(self):
+                raise one_of("each of heads", head, head_table(self))
         make_adapter(self.dataset.adapter, self.dataset.patient_pattern)
         if (
             self.dataset.adapter == "folder"
@@ -214,12 +235,13 @@ def _first_problem(error: ValidationError, path: str, flags: dict[str, Any]) -> 
     place = f"--{keys[0]}".replace("_", "-") if keys and keys[0] in flags else f"{name} in {path}"
     if problem["type"] == "extra_forbidden":
         section: Any = Experiment
-        for key in keys[:-1]:
+        path_to = iter(keys[:-1])
+        for key in path_to:
             section = section.model_fields[str(key)].annotation
-            section = next(
-                (part for part in getattr(section, "__args__", ()) if part is not type(None)),
-                section,
-            )
+            if get_origin(section) is dict:
+                next(path_to, None)  # a name of the user's own
+            parts = getattr(section, "__args__", ())
+            section = next((part for part in parts if hasattr(part, "model_fields")), section)
         known = list(section.model_fields)
         return (
             f"Expected only known keys in {path}. Received: {name}."

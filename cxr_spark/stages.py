@@ -21,7 +21,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.evaluation.rules import Rules
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.files import check_writable, without_nan, write_json
-from cxr_spark.training.heads import HEADS
+from cxr_spark.training.head_table import head_table
 from cxr_spark.training.run_folder import (
     check_run,
     check_same_features,
@@ -102,7 +102,7 @@ def run_grid(experiment: Experiment) -> None:
     check_run(run, experiment)
     features = Path(experiment.features) if experiment.features else run / "features"
     maps = experiment.feature_maps or any(
-        HEADS[head].takes == "feature_map" for head in experiment.heads
+        head_table(experiment)[head].takes == "feature_map" for head in experiment.heads
     )
     _check_grid_images(experiment)
     given = None if experiment.images is None else Path(experiment.images)

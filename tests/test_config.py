@@ -97,3 +97,17 @@ def test_an_unknown_threshold_rule_is_refused(tmp_path: Path) -> None:
     file.write_text("backbones: [ResNet50]\nevaluation: {threshold: best}\n")
     with pytest.raises(UserError, match="evaluation.threshold.*youden, sensitivity=SHARE"):
         load_experiment(str(file), {})
+
+
+def test_heads_of_ones_own_are_checked(tmp_path: Path) -> None:
+    for text, told in (
+        ("heads: [mine]\ncustom_heads: {mine: {dense: [8], droput: 0.1}}", "droput"),
+        ("heads: [gap]\ncustom_heads: {gap: {dense: [8]}}", "Received: 'gap'"),
+        ("heads: [gap]\ncustom_heads: {'a/b': {dense: [8]}}", "Received: 'a/b'"),
+        ("heads: [mine]\ncustom_heads: {min: {dense: [8]}}", "Did you mean 'min'"),
+        ("heads: [mine]\ncustom_heads: {mine: {dense: [0]}}", "custom_heads.mine.dense"),
+    ):
+        file = tmp_path / "x.yaml"
+        file.write_text(f"backbones: [ResNet50]\n{text}\n")
+        with pytest.raises(UserError, match=told):
+            load_experiment(str(file), {})

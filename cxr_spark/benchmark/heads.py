@@ -157,6 +157,7 @@ class HeadTrainer:
 
     def ours(self) -> float:
         """Train by ``train_head``."""
+        from cxr_spark.training.heads import HEADS
         from cxr_spark.training.inputs import InMemory
         from cxr_spark.training.trainer import train_head
 
@@ -164,7 +165,7 @@ class HeadTrainer:
 
         def seconds(epochs: int) -> float:
             return train_head(
-                HEAD, inputs, self._labels, self._splits, n_classes=2,
+                HEADS[HEAD], inputs, self._labels, self._splits, n_classes=2,
                 training=TrainingConfig(epochs=epochs), seed=0,
             ).seconds  # fmt: skip
 
@@ -179,10 +180,10 @@ class HeadTrainer:
         def seconds(epochs: int) -> float:
             import keras
 
-            from cxr_spark.training.heads import build_head
+            from cxr_spark.training.heads import HEADS, build_head
 
             keras.utils.set_random_seed(0)
-            model = build_head(HEAD, maps.shape[1:], 2)
+            model = build_head(HEADS[HEAD], maps.shape[1:], 2)
             model.compile("adam", "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
             began = time.perf_counter()
             model.fit(

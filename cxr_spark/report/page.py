@@ -180,6 +180,8 @@ def _learning_panels(measures: RunMeasures, colours: dict[str, str], notice: str
     pictures = []
     for keys, rows in measures.results.reset_index().groupby(["configuration", "head"], sort=False):
         configuration, head = keys
+        if not measures.histories[rows["index"].iloc[0]]:
+            continue  # it has no epochs
         curves = []
         for index in rows["index"]:
             history = measures.histories[index]

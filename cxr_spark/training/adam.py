@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def fused_adam(learning_rate: float) -> Any:
+def fused_adam(learning_rate: float, *, weight_decay: float = 0.0) -> Any:
     """Return ``keras.optimizers.Adam`` that updates each variable by one TensorFlow operation.
 
     The numbers are Keras' up to rounding: both follow the formula before section 2.1 of Kingma and
@@ -33,4 +33,4 @@ def fused_adam(learning_rate: float) -> Any:
                 grad=gradient,
             )
 
-    return FusedAdam(learning_rate)
+    return FusedAdam(learning_rate, weight_decay=weight_decay or None)

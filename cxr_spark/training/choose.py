@@ -9,7 +9,7 @@ from pathlib import Path
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import CONTRACT, ExtractionRecord, list_extractions
-from cxr_spark.training.heads import HEADS
+from cxr_spark.training.head_table import HeadRow, head_table
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def choose_extractions(
             )  # fmt: skip
     _check_same_images(features, list(chosen.values()))
     _check_same_weights(list(chosen.values()))
-    _check_feature_maps(list(chosen.values()), experiment.heads)
+    table = head_table(experiment)
+    _check_feature_maps(list(chosen.values()), [table[head] for head in experiment.heads])
     return chosen
 
 
@@ -112,8 +113,8 @@ def _check_same_weights(records: Sequence[ExtractionRecord]) -> None:
             )
 
 
-def _check_feature_maps(records: Sequence[ExtractionRecord], heads: Sequence[str]) -> None:
-    need = [head for head in heads if HEADS[head].takes == "feature_map"]
+def _check_feature_maps(records: Sequence[ExtractionRecord], heads: Sequence[HeadRow]) -> None:
+    need = [head.name for head in heads if head.takes == "feature_map"]
     lacking = [record.identity.backbone for record in records if record.feature_map_shape is None]
     if need and lacking:
         raise UserError(

@@ -9,9 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.config import Experiment
+from cxr_spark.errors import UserError
 from cxr_spark.training.assign import Assigned
+from cxr_spark.training.classifiers import Classifier
+from cxr_spark.training.fit_classifier import fit_classifier
 from cxr_spark.training.folds import Fold
-from cxr_spark.training.heads import HEADS
+from cxr_spark.training.head_table import HeadRow
+from cxr_spark.training.heads import Head
 from cxr_spark.training.inputs import InMemory, Inputs
 from cxr_spark.training.replicas import Replica, train_replicas
 from cxr_spark.training.standardise import standardise
@@ -32,13 +36,13 @@ class Training:
     inputs: Inputs
     assigned: Assigned
 
-    def fit_seeds(self, head: str, seeds: Sequence[int]) -> Iterator[tuple[int, TrainedHead]]:
+    def fit_seeds(self, head: HeadRow, seeds: Sequence[int]) -> Iterator[tuple[int, TrainedHead]]:
         """Train a head with each seed, and yield it with its seed."""
         splits = self.assigned.splits
         yield from zip(seeds, self._fit(head, seeds, [splits] * len(seeds)), strict=True)
 
     def fit_folds(
-        self, head: str, folds: Sequence[Fold], seed: int
+        self, head: HeadRow, folds: Sequence[Fold], seed: int
     ) -> Iterator[tuple[Fold, npt.NDArray[np.float32]]]:
         """Train a head for each fold, and yield the scores of the images that it held out."""
         splits = [self._splits_of(fold) for fold in folds]
@@ -46,9 +50,13 @@ class Training:
         for fold, one in zip(folds, trained, strict=True):
             yield fold, one.scores[fold.held_out]
 
-    def trains_together(self, head: str) -> bool:
+    def trains_together(self, head: HeadRow) -> bool:
         """Return whether several heads of a kind are trained in one go."""
-        return isinstance(self.inputs, InMemory) and HEADS[head].is_softmax_of_pooled
+        return (
+            isinstance(self.inputs, InMemory)
+            and isinstance(head, Head)
+            and head.is_softmax_of_pooled
+        )
 
     def _splits_of(self, fold: Fold) -> npt.NDArray[np.str_]:
         """Return the splits of a fold: what it holds out neither trains nor validates."""
@@ -57,28 +65,46 @@ class Training:
         return splits
 
     def _fit(
-        self, head: str, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
+        self, head: HeadRow, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
     ) -> Iterator[TrainedHead]:
         """Train a head for each seed and its splits: together where that is faster."""
         experiment, inputs, labels = self.experiment, self.inputs, self.assigned.labels
         n_classes = len(self.assigned.task.classes)
+        if isinstance(head, Classifier):
+            yield from self._fit_classifier(head, seeds, splits)
+            return
+        how = head.training(experiment.training)
         scalings = [standardise(inputs, s) if experiment.standardise else None for s in splits]
         if self.trains_together(head):
-            assert isinstance(inputs, InMemory)
+            assert isinstance(inputs, InMemory), "as trains_together says"
             replicas = [
                 Replica(seed, np.flatnonzero(s == "train"), np.flatnonzero(s == "val"), scaling)
                 for seed, s, scaling in zip(seeds, splits, scalings, strict=True)
             ]
             trained = train_replicas(
                 head, inputs.values, labels, replicas,
-                n_classes=n_classes, training=experiment.training,
+                n_classes=n_classes, training=how,
             )  # fmt: skip
             for seed, one in zip(seeds, trained, strict=True):
-                check_scores(head, seed, one.scores)
+                check_scores(head.name, seed, one.scores)
                 yield one
             return
         for seed, s, scaling in zip(seeds, splits, scalings, strict=True):
             yield train_head(
-                head, inputs, labels, s, n_classes=n_classes, training=experiment.training,
+                head, inputs, labels, s, n_classes=n_classes, training=how,
                 seed=seed, standardisation=scaling,
+            )  # fmt: skip
+
+    def _fit_classifier(
+        self, classifier: Classifier, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
+    ) -> Iterator[TrainedHead]:
+        if not isinstance(self.inputs, InMemory):
+            raise UserError(
+                f"Expected features that fit training.memory_gb, as {classifier.name} needs. "
+                f"Received: {self.experiment.training.memory_gb}, and features that take more"
+            )
+        for seed, s in zip(seeds, splits, strict=True):
+            yield fit_classifier(
+                classifier, self.inputs.values, self.assigned.labels, np.flatnonzero(s == "train"),
+                seed=seed,
             )  # fmt: skip

@@ -24,7 +24,7 @@ from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
 from cxr_spark.training.fit import Training
 from cxr_spark.training.folds import Fold, make_folds
-from cxr_spark.training.heads import HEADS
+from cxr_spark.training.head_table import HeadRow, head_table
 from cxr_spark.training.inputs import open_inputs, told
 from cxr_spark.training.reader import ImageKeys, read_keys
 from cxr_spark.training.run_folder import (
@@ -48,6 +48,7 @@ class _Work:
     """What the run folder lacks of one configuration: seeds, and whether cross-validation."""
 
     configuration: Configuration
+    head: HeadRow
     record: ExtractionRecord
     seeds: tuple[int, ...]
     cross_validates: bool
@@ -55,7 +56,7 @@ class _Work:
     @property
     def inputs(self) -> tuple[ExtractionRecord, str]:
         """What it is trained on; work on the same inputs stands side by side."""
-        return self.record, HEADS[self.configuration.head].takes
+        return self.record, self.head.takes
 
 
 @dataclass(frozen=True)
@@ -136,21 +137,24 @@ def _missing(
     folds: Sequence[Fold],
 ) -> list[_Work]:
     """Return what the run folder does not hold yet, work on the same inputs side by side."""
-    heads = sorted(experiment.heads, key=lambda head: HEADS[head].takes, reverse=True)
+    table = head_table(experiment)
+    named = [table[name] for name in experiment.heads]
+    heads = sorted(named, key=lambda head: head.takes, reverse=True)
     settings = experiment.cross_validation
     works, n_there = [], 0
     for key, record in chosen.items():
         for head in heads:
-            configuration = Configuration(*key, head)
+            configuration = Configuration(*key, head.name)
             there = [
                 (run / "heads" / f"{head_name(configuration.name, seed)}.json").exists()
                 for seed in experiment.seeds
             ]
             wanted = bool(folds) and (
-                HEADS[head].takes == "pooled" or bool(settings and settings.feature_maps)
+                head.takes == "pooled" or bool(settings and settings.feature_maps)
             )
             work = _Work(
                 configuration,
+                head,
                 record,
                 # All of them: heads that are trained together differ by rounding from others.
                 () if all(there) else tuple(experiment.seeds),
@@ -175,22 +179,23 @@ def _seconds_left(done: Sequence[tuple[_Work, float]], left: Sequence[_Work]) ->
 
 def _fit(run: Path, work: _Work, training: Training, images: ImageKeys) -> None:
     """Train and store the seeds that the run folder lacks."""
-    head, trains_together = (
-        work.configuration.head,
-        training.trains_together(work.configuration.head),
-    )
     there = {
         seed
         for seed in work.seeds
         if (run / "heads" / f"{head_name(work.configuration.name, seed)}.json").exists()
     }
-    seeds = work.seeds if trains_together else [seed for seed in work.seeds if seed not in there]
-    for seed, trained in training.fit_seeds(head, seeds):
+    seeds = (
+        work.seeds
+        if training.trains_together(work.head)
+        else [seed for seed in work.seeds if seed not in there]
+    )
+    for seed, trained in training.fit_seeds(work.head, seeds):
         if seed not in there:
             _store(run, work, seed, trained, images, training.assigned)
+            told = trained.history.get("val_auc")
             log.info(
-                "  seed %d: trained in %.1f s, Keras' metric on validation %.4f",
-                seed, trained.seconds, trained.history["val_auc"][-1],
+                "  seed %d: trained in %.1f s%s", seed, trained.seconds,
+                f", Keras' metric on validation {told[-1]:.4f}" if told else "",
             )  # fmt: skip
 
 
@@ -203,7 +208,7 @@ def _cross_validate(
         _predictions(
             work.configuration, seed, images, training.assigned, scores, fold.held_out
         ).assign(split="val", repeat=fold.repeat, fold=fold.fold)
-        for fold, scores in training.fit_folds(work.configuration.head, folds, seed)
+        for fold, scores in training.fit_folds(work.head, folds, seed)
     ]
     write_predictions(
         predictions_file(run, cross_name(work.configuration.name)),
@@ -244,16 +249,16 @@ def _store(
     name = head_name(configuration.name, seed)
     predictions = _predictions(configuration, seed, images, assigned, trained.scores)
     write_predictions(predictions_file(run, name), predictions)
-    beside = run / "heads" / f"_{name}.keras"
-    trained.model.save(beside)
-    beside.replace(run / "heads" / f"{name}.keras")
+    beside = run / "heads" / f"_{name}{trained.suffix}"
+    trained.save(beside)
+    beside.replace(run / "heads" / f"{name}{trained.suffix}")
     write_json(
         run / "heads" / f"{name}.json",
         {
             **vars(configuration),
             "configuration": configuration.name,
             "seed": seed,
-            "takes": HEADS[configuration.head].takes,
+            "takes": work.head.takes,
             "classes": list(assigned.task.classes),
             "extraction": work.record.fingerprint,
             "weights": work.record.weights,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cxr_spark.config import TrainingConfig
 from cxr_spark.training.adam import fused_adam
-from cxr_spark.training.heads import Standardisation, build_head
+from cxr_spark.training.heads import Head, Standardisation, build_head, class_weights
 from cxr_spark.training.trainer import TrainedHead
 
 VALUES_A_STEP = 2**23  # 32 MB of features; of more replicas some are trained after the others
@@ -39,7 +39,7 @@ class Replica:
 
 
 def train_replicas(
-    head: str,
+    head: Head,
     features: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
     replicas: Sequence[Replica],
@@ -52,7 +52,7 @@ def train_replicas(
     Which others are trained beside it changes a head by rounding alone.
 
     Args:
-        head: a key of ``heads.HEADS`` that takes pooled features and has no hidden layer.
+        head: one that takes pooled features and has no hidden layer.
         features: float32 of shape (n_images, channels), of all images.
         labels: int64 of shape (n_images,), class indices.
         replicas: what to train.
@@ -74,7 +74,7 @@ def train_replicas(
 
 
 def _train(
-    head: str,
+    head: Head,
     features: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
     replicas: Sequence[Replica],
@@ -91,11 +91,17 @@ def _train(
     for replica in replicas:
         keras.utils.set_random_seed(replica.seed)
         models.append(build_head(head, features.shape[1:], n_classes, replica.standardisation))
-    together = _Together(models, features, labels, n_classes, training.learning_rate)
+    together = _Together(
+        models, features, labels, n_classes,
+        fused_adam(training.learning_rate, weight_decay=head.weight_decay),
+    )  # fmt: skip
+    of_classes = [class_weights(head, labels[r.train], n_classes) for r in replicas]
     orders = [np.random.default_rng(replica.seed) for replica in replicas]
     progress = [_Progress(training.early_stopping) for _ in replicas]
     for _ in range(training.epochs):
-        fits = together.fit_epoch([r.train for r in replicas], orders, training.batch_size)
+        fits = together.fit_epoch(
+            [r.train for r in replicas], orders, training.batch_size, of_classes
+        )
         validations = together.evaluate([r.val for r in replicas])
         for k, running in enumerate(progress):
             running.add(fits[k], validations[k], together.weights(k))
@@ -121,7 +127,7 @@ class _Together:
         features: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64],
         n_classes: int,
-        learning_rate: float,
+        optimizer: Any,
     ):
         import keras
         import tensorflow as tf
@@ -146,7 +152,7 @@ class _Together:
         self._features = tf.constant(features)
         self._targets = tf.one_hot(labels, n_classes)
         self._labels = labels
-        self._optimizer = fused_adam(learning_rate)
+        self._optimizer = optimizer
         self._optimizer.build(self._model.trainable_variables)
         self._step = tf.function(self._fit_batch, reduce_retracing=True)
         self._predict = tf.function(self._score_batch, reduce_retracing=True)
@@ -160,17 +166,23 @@ class _Together:
         rows: Sequence[npt.NDArray[np.int64]],
         orders: Sequence[np.random.Generator],
         batch_size: int,
+        of_classes: Sequence[npt.NDArray[np.float32]],
     ) -> list[dict[str, float]]:
         """Show every head its images once, each in its own order; return loss and AUC of each."""
         shuffled = [order.permutation(part) for order, part in zip(orders, rows, strict=True)]
-        return self._run(shuffled, batch_size, self._step)
+        return self._run(shuffled, batch_size, self._step, of_classes)
 
     def evaluate(self, rows: Sequence[npt.NDArray[np.int64]]) -> list[dict[str, float]]:
         """Return loss and AUC of each head on its images."""
-        return self._run(rows, 256, self._predict)
+        even = [np.ones(self._targets.shape[1], np.float32)] * len(rows)
+        return self._run(rows, 256, self._predict, even)
 
     def _run(
-        self, rows: Sequence[npt.NDArray[np.int64]], batch_size: int, run: Any
+        self,
+        rows: Sequence[npt.NDArray[np.int64]],
+        batch_size: int,
+        run: Any,
+        of_classes: Sequence[npt.NDArray[np.float32]],
     ) -> list[dict[str, float]]:
         import keras
         import tensorflow as tf
@@ -182,10 +194,11 @@ class _Together:
         losses, scores = [], []
         for start in range(0, longest, batch_size):
             some = held[start : start + batch_size]
+            rows_now = at[start : start + batch_size]
             weights = some / np.maximum(some.sum(axis=0), 1)
-            loss, score = run(
-                tf.constant(at[start : start + batch_size]), tf.constant(weights, tf.float32)
-            )
+            for k, of_class in enumerate(of_classes):
+                weights[:, k] *= of_class[self._labels[rows_now[:, k]]]
+            loss, score = run(tf.constant(rows_now), tf.constant(weights, tf.float32))
             losses.append(loss.numpy() * some.sum(axis=0))
             scores.append(score.numpy())
         joined = np.concatenate(scores)

@@ -108,6 +108,9 @@ def check_run(run: Path, experiment: Experiment) -> None:
         return
     stated, stored = _stated(experiment), _completed(read_experiment(run)["experiment"])
     compared = {*stated, *stored} - _PLACES - {*_GROWING}
+    known, own = (content.get("custom_heads", {}) for content in (stored, stated))
+    stated["custom_heads"] = {**own, **{k: v for k, v in known.items() if k not in own}}
+    stored["custom_heads"] = {**stated["custom_heads"], **known}
     different = sorted(key for key in compared if stated.get(key) != stored.get(key))
     if different:
         key = different[0]
@@ -133,6 +136,7 @@ def begin_run(run: Path, experiment: Experiment) -> None:
         write_json(run / "experiment.json", {"experiment": stated})
         return
     stored = read_experiment(run)["experiment"]
+    stated["custom_heads"] = {**stored.get("custom_heads", {}), **stated["custom_heads"]}
     for name in _GROWING:
         stated[name] = list(dict.fromkeys([*stored[name], *stated[name]]))
     update_experiment(run, experiment=stated)

@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from cxr_spark.config import TrainingConfig
 from cxr_spark.errors import UserError
 from cxr_spark.training.adam import fused_adam
-from cxr_spark.training.heads import Standardisation, build_head
+from cxr_spark.training.heads import Head, Standardisation, build_head, class_weights
 from cxr_spark.training.inputs import Inputs, untuned
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,10 @@ class TrainedHead:
     """A head after training.
 
     Attributes:
-        model: an uncompiled ``keras.Model``, so that saving it stores no optimizer state.
-        history: by epoch: ``loss``, ``auc`` (Keras' metric), ``val_loss``, ``val_auc``.
+        model: an uncompiled ``keras.Model``, so that saving it stores no optimizer state, or a
+            fitted scikit-learn pipeline.
+        history: by epoch: ``loss``, ``auc`` (Keras' metric), ``val_loss``, ``val_auc``; empty for
+            what has no epochs.
         scores: float32 of shape (n_images, n_classes), of every image in the order of the inputs.
         seconds: how long the training took, without scoring.
     """
@@ -39,9 +42,23 @@ class TrainedHead:
     scores: npt.NDArray[np.float32]
     seconds: float
 
+    @property
+    def suffix(self) -> str:
+        """How the name of a file of it ends."""
+        return ".keras" if hasattr(self.model, "layers") else ".skops"
+
+    def save(self, file: Path) -> None:
+        """Write the model: Keras' own format, or skops', which needs no pickle to be read."""
+        if self.suffix == ".keras":
+            self.model.save(file)
+            return
+        import skops.io
+
+        skops.io.dump(self.model, file)
+
 
 def train_head(
-    head: str,
+    head: Head,
     inputs: Inputs,
     labels: npt.NDArray[np.int64],
     splits: npt.NDArray[np.str_],
@@ -57,7 +74,7 @@ def train_head(
     so ``loss`` and ``val_loss`` are not those of the softmax scores.
 
     Args:
-        head: a key of ``heads.HEADS``.
+        head: a row of the table of heads.
         inputs: the features of all images, in memory or streamed.
         labels: int64 of shape (n_images,), class indices.
         splits: 'train', 'val' or 'test', of shape (n_images,).
@@ -78,14 +95,22 @@ def train_head(
     model = build_head(head, inputs.shape, n_classes, standardisation)
     targets = tf.one_hot(labels, n_classes)
 
+    weights = tf.constant(class_weights(head, labels[splits == "train"], n_classes)[labels])
+
     def part(split: str, **how: Any) -> Any:
         rows = np.flatnonzero(splits == split)
         batches = inputs.batches(rows, batch_size=training.batch_size, **how)
-        return untuned(batches.map(lambda x, at: (x, tf.gather(targets, at))).prefetch(1))
+        weighed = head.class_weights is not None and split == "train"
+
+        def batch(features: Any, at: Any) -> tuple[Any, ...]:
+            pair = features, tf.gather(targets, at)
+            return (*pair, tf.gather(weights, at)) if weighed else pair
+
+        return untuned(batches.map(batch).prefetch(1))
 
     compiled = keras.Model(model.inputs, model.outputs)
     compiled.compile(
-        optimizer=fused_adam(training.learning_rate),
+        optimizer=fused_adam(training.learning_rate, weight_decay=head.weight_decay),
         loss="binary_crossentropy",
         metrics=[keras.metrics.AUC(name="auc")],
     )
@@ -107,7 +132,7 @@ def train_head(
     seconds = time.perf_counter() - began
     history = {name: [float(value) for value in values] for name, values in fitted.history.items()}
     scores = _score(model, inputs, (len(labels), n_classes))
-    check_scores(head, seed, scores)
+    check_scores(head.name, seed, scores)
     return TrainedHead(model, history, scores, seconds)
 
 

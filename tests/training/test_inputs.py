@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_spark.config import TrainingConfig
+from cxr_spark.training.heads import HEADS
 from cxr_spark.training.inputs import InMemory, Inputs, Streamed, open_inputs
 from cxr_spark.training.reader import stream_inputs
 from cxr_spark.training.standardise import standardise
@@ -93,7 +94,9 @@ def train(inputs: Inputs, *, batch_size: int, epochs: int, seed: int = 0):
     splits = np.where(ALL < 20, "train", np.where(ALL < 23, "val", "test"))
     head = "gap" if len(inputs.shape) == 1 else "fc1024"
     training = TrainingConfig(epochs=epochs, batch_size=batch_size, learning_rate=0.001)
-    return train_head(head, inputs, labels, splits, n_classes=2, training=training, seed=seed)
+    return train_head(
+        HEADS[head], inputs, labels, splits, n_classes=2, training=training, seed=seed
+    )
 
 
 def test_streamed_training_is_that_of_memory_but_for_the_order(both) -> None:

@@ -215,6 +215,52 @@ def test_heads_on_maps_are_cross_validated_on_request(tmp_path: Path) -> None:
     assert results["cv_auc"].notna().all()
 
 
+def test_classifiers_and_heads_of_ones_own_are_rows_as_any(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    own = {"mine": {"dense": [8], "dropout": 0.1, "epochs": 3, "class_weights": "balanced"}}
+    heads = ["gap", "logistic", "mine"]
+    settings = {"folds": 3, "repeats": 1}
+    experiment = make_experiment(
+        tmp_path, heads=heads, custom_heads=own, seeds=[0], cross_validation=settings
+    )
+    run_train(experiment)
+    run_report(run)
+    results = pd.read_csv(run / "results.csv")
+    assert results["head"].tolist() == heads
+    assert results["cv_auc"].notna().all()
+    assert results["selected"].sum() == 1
+    assert {f.suffix for f in (run / "heads").glob("*logistic*")} == {".json", ".skops"}
+    stored = json.loads((run / "heads" / "ResNet50-none-mine-seed0.json").read_text())
+    assert len(stored["history"]["loss"]) == 3
+    changed = {"mine": {"dense": [9]}}
+    with pytest.raises(UserError, match="differs in custom_heads"):
+        run_train(
+            make_experiment(
+                tmp_path,
+                heads=heads,
+                custom_heads=changed,
+                seeds=[0],
+                cross_validation=settings,
+            )
+        )
+    more = {**own, "other": {"dense": [4]}}
+    run_train(
+        make_experiment(
+            tmp_path, heads=["other"], custom_heads=more, seeds=[0], cross_validation=settings
+        )
+    )
+    assert pd.read_csv(run / "results.csv")["head"].tolist() == [*heads, "other"]
+
+
+def test_classifiers_need_features_in_memory(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    with pytest.raises(UserError, match="Expected features that fit training.memory_gb, as logist"):
+        run_train(
+            make_experiment(tmp_path, heads=["logistic"], training={"memory_gb": 1e-9, "epochs": 1})
+        )
+
+
 def test_too_few_images_are_not_cross_validated_and_a_warning_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

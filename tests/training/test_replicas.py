@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cxr_spark.config import TrainingConfig
-from cxr_spark.training.heads import Standardisation
+from cxr_spark.training.heads import HEADS, Head, Standardisation, class_weights
 from cxr_spark.training.replicas import Replica, train_replicas
 
 N = 240
@@ -22,15 +22,23 @@ def make_replica(seed: int, n_train: int = 160, **changes: object) -> Replica:
     return Replica(seed, np.arange(n_train), np.arange(200, N), **changes)  # type: ignore[arg-type]
 
 
-def train(problem, replicas: list[Replica], n_classes: int = 2, **training: object):
+def train(
+    problem,
+    replicas: list[Replica],
+    n_classes: int = 2,
+    head: Head = HEADS["gap"],
+    **training: object,
+):
     pooled, labels = problem
     config = TrainingConfig(**{"epochs": 5, "batch_size": 16, "learning_rate": 0.01, **training})
     return train_replicas(
-        "gap", pooled, labels % n_classes, replicas, n_classes=n_classes, training=config
+        head, pooled, labels % n_classes, replicas, n_classes=n_classes, training=config
     )
 
 
-def by_keras(problem, replica: Replica, n_classes: int, config: TrainingConfig):
+def by_keras(
+    problem, replica: Replica, n_classes: int, config: TrainingConfig, head: Head = HEADS["gap"]
+):
     """The same head by Keras' own fit, given the images in the same order."""
     import keras
 
@@ -38,9 +46,9 @@ def by_keras(problem, replica: Replica, n_classes: int, config: TrainingConfig):
 
     pooled, labels = problem
     keras.utils.set_random_seed(replica.seed)
-    model = build_head("gap", pooled.shape[1:], n_classes, replica.standardisation)
+    model = build_head(head, pooled.shape[1:], n_classes, replica.standardisation)
     model.compile(
-        keras.optimizers.Adam(config.learning_rate),
+        keras.optimizers.Adam(config.learning_rate, weight_decay=head.weight_decay or None),
         "binary_crossentropy",
         metrics=[keras.metrics.AUC(name="auc")],
     )
@@ -52,6 +60,9 @@ def by_keras(problem, replica: Replica, n_classes: int, config: TrainingConfig):
         fitted = model.fit(
             pooled[rows], targets[rows], batch_size=config.batch_size, shuffle=False, verbose=0,
             validation_data=(pooled[replica.val], targets[replica.val]),
+            sample_weight=class_weights(head, labels[replica.train] % n_classes, n_classes)[
+                labels[rows] % n_classes
+            ],
         )  # fmt: skip
         for name, values in fitted.history.items():
             history.setdefault(name, []).extend(values)
@@ -76,6 +87,19 @@ def test_each_is_what_keras_trains(problem, n_classes: int, standardised: bool) 
         assert one.model(problem[0]).numpy() == pytest.approx(one.scores, abs=1e-6)
         for name, values in history.items():
             assert one.history[name] == pytest.approx(values, abs=2e-4), name
+
+
+def test_class_weights_and_weight_decay_are_keras_own(problem) -> None:
+    head = Head("own", class_weights="balanced", weight_decay=0.1)
+    pooled, labels = problem
+    labels = np.where(np.arange(N) % 6 == 0, labels, 1)
+    config = TrainingConfig(epochs=3, batch_size=16, learning_rate=0.01)
+    (one,) = train((pooled, labels), [make_replica(0, 150)], head=head, epochs=3)
+    model, history = by_keras((pooled, labels), make_replica(0, 150), 2, config, head)
+    assert one.scores == pytest.approx(model(pooled).numpy(), abs=2e-5)
+    assert one.history["loss"] == pytest.approx(history["loss"], abs=2e-4)
+    (plain,) = train((pooled, labels), [make_replica(0, 150)], epochs=3)
+    assert np.abs(plain.scores - one.scores).max() > 0.01
 
 
 def test_others_beside_it_change_nothing(problem) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from cxr_spark.config import TrainingConfig
 from cxr_spark.errors import UserError
+from cxr_spark.training.heads import HEADS
 from cxr_spark.training.inputs import InMemory
 from cxr_spark.training.trainer import train_head
 
@@ -30,7 +31,7 @@ def train(problem, head: str = "gap", seed: int = 0, **training: object):
     pooled, labels, splits = problem
     inputs = InMemory(pooled) if head == "gap" else InMemory(*as_maps(pooled))
     config = TrainingConfig(**{"epochs": 20, "batch_size": 16, "learning_rate": 0.01, **training})
-    return train_head(head, inputs, labels, splits, n_classes=2, training=config, seed=seed)
+    return train_head(HEADS[head], inputs, labels, splits, n_classes=2, training=config, seed=seed)
 
 
 @pytest.mark.parametrize("head", ["gap", "fc1024"])
