@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from cxr_spark.extraction.store import check_files, list_extractions
 from tests.conftest import ROOT
 
-# ResNet50 takes 15 ms an image of this size: long enough to be hit, short enough to be repeated.
+# ResNet50 takes some 40 ms an image of this size: long enough for shards, and to be hit.
 CONFIG = """
 backbones: [ResNet50]
 weights: random
-image_size: 128
+image_size: 192
 heads: [gap]
 standardise: true
 seeds: [0, 1, 2]

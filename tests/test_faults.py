@@ -32,7 +32,7 @@ from tests.faults import (
 from tests.test_cluster import started
 
 FULL = os.environ.get("CXR_FAULTS") == "full"
-N_IMAGES = 1200 if FULL else 600
+N_IMAGES = 1600 if FULL else 800
 EXECUTOR = "CoarseGrainedExecutorBackend"
 # The share of the undisturbed run at which a kill comes; each a tenth of it.
 MOMENTS = [(k + 0.5) / 10 for k in range(10)] if FULL else [0.5]
@@ -170,7 +170,7 @@ def test_a_full_disk(images, config, undisturbed, tmp_path: Path) -> None:
     """A tmpfs that a file fills but for the room of a shard or two."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs root and a kernel that lets it")
     try:

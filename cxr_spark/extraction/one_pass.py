@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxr_spark.backbones import BACKBONES
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.shards import Failure
@@ -41,8 +42,9 @@ log = logging.getLogger(__name__)
 
 # A task of one backbone has at most so many images, so that what a kill loses is minutes.
 IMAGES_A_TASK = 4096
-# A run has at least so many shards, where each can have so many images.
-SHARDS_A_RUN, IMAGES_A_SHARD = 4, 256
+# A run has at least so many shards, where each can take so long: a shard costs 0.3 s of its own.
+SHARDS_A_RUN, SECONDS_A_SHARD = 4, 8.0
+DECODE_SECONDS = 0.002  # of a core an image, about
 # What runs one task at a time has at least so many, lest one that is slower is waited for.
 TASKS_A_SLOT = 4
 SHARDS_AT_ONCE = 2
@@ -99,7 +101,11 @@ def run_pass(
         done: called with each shard, in this thread, as soon as it is written.
     """
     placement = placement_of(spark)
-    n_shards, n_tasks = plan_shards(n_images, slots(spark, placement), len(backbones))
+    n_slots = slots(spark, placement)
+    n_least = least_images(
+        [b.identity.backbone for b in backbones], backbones[0].identity.image_size, n_slots
+    )
+    n_shards, n_tasks = plan_shards(n_images, n_slots, len(backbones), n_least)
     pieces = folder / f"pieces-{uuid.uuid4().hex}"
     _cut_images(images, n_images, n_shards, n_tasks, pieces)
     warmed()
@@ -133,14 +139,27 @@ def run_pass(
     log.info("extracted: %d images in %.1f s, %.1f images/s", n_images, seconds, n_images / seconds)
 
 
-def plan_shards(n_images: int, n_slots: int, n_backbones: int) -> tuple[int, int]:
+def least_images(backbones: Sequence[str], image_size: tuple[int, int], n_slots: int) -> int:
+    """Return how many images keep a cluster of processors busy for ``SECONDS_A_SHARD``."""
+    area = image_size[0] * image_size[1] / 224**2
+    forward = area * sum(BACKBONES[name].core_seconds for name in backbones)
+    return max(1, round(SECONDS_A_SHARD * n_slots / (DECODE_SECONDS + forward)))
+
+
+def plan_shards(n_images: int, n_slots: int, n_backbones: int, n_least: int) -> tuple[int, int]:
     """Return the number of shards, and of the tasks of each.
 
     A shard fills the cluster with tasks. It is no larger than what one may lose, and no run of some
     length has so few shards that a kill costs much of it.
+
+    Args:
+        n_images: to be computed.
+        n_slots: tasks that run at once.
+        n_backbones: that each task computes.
+        n_least: images below which a shard's own cost would tell.
     """
     largest = n_slots * max(1, IMAGES_A_TASK // n_backbones)
-    n_shards = max(math.ceil(n_images / largest), min(SHARDS_A_RUN, n_images // IMAGES_A_SHARD), 1)
+    n_shards = max(math.ceil(n_images / largest), min(SHARDS_A_RUN, n_images // n_least), 1)
     n_tasks = n_slots * math.ceil(TASKS_A_SLOT / n_shards)
     return n_shards, max(1, min(n_tasks, n_images // n_shards))
 

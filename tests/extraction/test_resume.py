@@ -12,7 +12,7 @@ import pytest
 
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction import resume
-from cxr_spark.extraction.one_pass import plan_shards
+from cxr_spark.extraction.one_pass import least_images, plan_shards
 from cxr_spark.extraction.store import check_files, list_extractions
 from tests.extraction.test_job import read, read_errors, run
 
@@ -20,7 +20,7 @@ from tests.extraction.test_job import read, read_errors, run
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four shards of the 90 phantoms."""
-    monkeypatch.setattr("cxr_spark.extraction.one_pass.IMAGES_A_SHARD", 10)
+    monkeypatch.setattr("cxr_spark.extraction.one_pass.least_images", lambda *_: 10)
 
 
 @pytest.fixture
@@ -70,7 +70,20 @@ def assert_same_features(one: pd.DataFrame, two: pd.DataFrame) -> None:
     ],
 )
 def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_backbones, expected) -> None:
-    assert plan_shards(n_images, n_slots, n_backbones) == expected
+    assert plan_shards(n_images, n_slots, n_backbones, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("backbones", "side", "n_slots", "n_images"),
+    [
+        (["MobileNetV3Small"], 224, 2, 3137),
+        (["ResNet50"], 224, 2, 276),
+        (["ResNet50"], 224, 160, 22069),
+        (["ResNet50", "Xception"], 448, 2, 32),
+    ],
+)
+def test_a_shard_takes_seconds_whatever_the_backbones(backbones, side, n_slots, n_images) -> None:
+    assert least_images(backbones, (side, side), n_slots) == n_images
 
 
 def test_a_stopped_run_goes_on_with_what_it_lacks(
