@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from cxr_spark.evaluation.results import RunResults
     from cxr_spark.extraction.load import LoadedBackbone
+    from cxr_spark.report.page import Shown
 
     Backbones = Callable[[], Sequence[LoadedBackbone]]
 
@@ -87,10 +88,46 @@ def run_report(run: Path) -> None:
             if positive is None
             else [roc_points(table, positive) for table in predictions],
             class_counts=counts,
+            shown=_shown(run, found, predictions, rules, content),
             leaks=read_leaks(run),
         ),
     )
     log.info("report: %s", page)
+
+
+def _shown(
+    run: Path,
+    found: RunResults,
+    predictions: Sequence[pd.DataFrame],
+    rules: Rules,
+    content: dict[str, Any],
+) -> Shown:
+    """Look closely at the first seed of the selected configuration, or of the highest test AUC."""
+    from cxr_spark.evaluation.detail import look_closely
+    from cxr_spark.report.page import Shown
+    from cxr_spark.report.thumbnails import thumbnail
+
+    best = found.summary.loc[found.summary["test_auc"].idxmax(), "configuration"]
+    name = found.verdict.selected or best
+    index = next(k for k, row in enumerate(found.rows) if row["configuration"] == name)
+    detail = look_closely(predictions[index], rules, found.rows[index].get("threshold"))
+    classes = content["task"]["classes"]
+    images = Path(content["experiment"].get("images") or run / "phantoms")
+    return Shown(
+        row=found.rows[index],
+        precision_recall=detail.precision_recall,
+        reliability=(detail.reliability.score, detail.reliability.share),
+        wrong=[
+            {
+                "image_id": row["image_id"],
+                "truth": classes[row["label"]],
+                "called": classes[row["called"]],
+                "score": row["score"],
+                "picture": thumbnail(images, row["image_id"]),
+            }
+            for row in detail.wrong.to_dict("records")
+        ],
+    )
 
 
 def run_grid(experiment: Experiment) -> None:

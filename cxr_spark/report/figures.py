@@ -35,6 +35,7 @@ class Curve:
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
     dashed: bool = False
+    marked: bool = False
 
 
 def head_colours(heads: Sequence[str]) -> dict[str, str]:
@@ -103,6 +104,7 @@ def panel(
     y_label: str,
     notice: str,
     diagonal: bool = False,
+    unit_square: bool = False,
 ) -> Picture:
     """Draw one small figure of lines; several of them stand side by side where there is room.
 
@@ -113,12 +115,15 @@ def panel(
         colours: of each head.
         x_label, y_label: of the axes.
         notice: a line over the figure, empty for none.
-        diagonal: whether to draw the line of chance, as for ROC curves.
+        diagonal: whether to draw the line from corner to corner, as of chance in ROC curves.
+        unit_square: whether both axes run from 0 to 1; with a diagonal they do.
     """
-    figure, axes = _figure(3.5, 3.1 if diagonal else 2.8, notice)
+    square = diagonal or unit_square
+    figure, axes = _figure(3.5, 3.1 if square else 2.8, notice)
     axes.set_title(title, fontsize=10, loc="left")
     if diagonal:
         axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8, ls=":")
+    if square:
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_aspect("equal")
@@ -126,7 +131,11 @@ def panel(
         axes.xaxis.get_major_locator().set_params(integer=True)
     for curve in curves:
         style = "--" if curve.dashed else "-"
-        axes.plot(curve.x, curve.y, style, color=colours[curve.head], lw=1.4, label=curve.label)
+        marker = "o" if curve.marked else None
+        axes.plot(
+            curve.x, curve.y, style, color=colours[curve.head], lw=1.4, label=curve.label,
+            marker=marker, ms=3.5,
+        )  # fmt: skip
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     handles, labels = axes.get_legend_handles_labels()

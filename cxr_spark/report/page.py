@@ -17,6 +17,24 @@ from cxr_spark.report.figures import Curve, Picture, auc_bars, head_colours, pan
 
 
 @dataclass(frozen=True)
+class Shown:
+    """The configuration and seed that the page looks at closely.
+
+    Attributes:
+        row: its row of results.json.
+        precision_recall: recall and precision, or None for more than two classes.
+        reliability: mean score and share of positives of each bin.
+        wrong: a row for each of its worst errors: ``image_id``, ``truth``, ``called``, ``score``,
+            and ``picture``, a data URI or None.
+    """
+
+    row: dict[str, Any]
+    precision_recall: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    reliability: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    wrong: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class RunMeasures:
     """All that the report shows.
 
@@ -29,6 +47,7 @@ class RunMeasures:
             two classes.
         rules: how measures are made: the fields of ``evaluation.rules.Rules``.
         class_counts: images by split (columns) and class (rows).
+        shown: the selected configuration's first seed, or that of the highest test AUC.
         leaks: leaks.csv, pairs of images of two splits; None where they were not looked for.
     """
 
@@ -39,6 +58,7 @@ class RunMeasures:
     roc_curves: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
     class_counts: pd.DataFrame
     rules: dict[str, Any]
+    shown: Shown
     leaks: pd.DataFrame | None = None
 
 
@@ -55,11 +75,12 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
     bars = auc_bars(measures.summary, colours, notice)
     learning = _learning_panels(measures, colours, notice)
     roc = _roc_panels(measures, colours, notice)
+    close = _close_panels(measures, colours, notice)
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
-    for picture in (bars, *learning, *roc):
+    for picture in (bars, *learning, *roc, *close):
         (folder / f"{picture.name}.svg").write_bytes(picture.svg)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cxr_spark", "report"),
@@ -88,6 +109,7 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
         bars=bars,
         learning=learning,
         roc=roc,
+        close=close,
     )
     file = run / "report.html"
     file.write_text(page, encoding="utf-8")
@@ -195,6 +217,30 @@ def _learning_panels(measures: RunMeasures, colours: dict[str, str], notice: str
             )
         )  # fmt: skip
     return pictures
+
+
+def _close_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> list[Picture]:
+    """Draw precision by recall, and the share of positives by score, of what is shown closely."""
+    shown, head = measures.shown, measures.shown.row["head"]
+    two = measures.experiment["task"]["positive"] is not None
+    panels = [
+        panel(
+            "reliability", "Calibration", [Curve(head, head, *shown.reliability, marked=True)],
+            colours, x_label="mean score" if two else "mean of the highest score",
+            y_label="share of positives" if two else "share called rightly", notice=notice,
+            diagonal=True,
+        )
+    ]  # fmt: skip
+    if shown.precision_recall is not None:
+        panels.append(
+            panel(
+                "precision_recall", "Precision by recall",
+                [Curve(head, head, *shown.precision_recall)], colours,
+                x_label="sensitivity (recall)", y_label="PPV (precision)", notice=notice,
+                unit_square=True,
+            )
+        )  # fmt: skip
+    return panels
 
 
 def _roc_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> list[Picture]:

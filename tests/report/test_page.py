@@ -9,9 +9,33 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_spark.report.page import RunMeasures, imbalance_table, write_report
+from cxr_spark.report.page import RunMeasures, Shown, imbalance_table, write_report
 
 SCRIPT = "<script>alert(1)</script>"
+
+
+def make_shown(results: pd.DataFrame) -> Shown:
+    row = {
+        **results.iloc[0].to_dict(), "n_test_patients": 4, "test_brier": 0.1, "test_ece": 0.05,
+        "test_average_precision": 0.93, "test_balanced_accuracy": 0.8, "test_f1": 0.75,
+        "confusion": [[3, 1], [0, 1]],
+        "classes": [
+            {"sensitivity": 0.75, "auc": 0.9, "auc_low": 0.88, "auc_high": 0.92},
+            {"sensitivity": 1.0, "auc": 0.9, "auc_low": None, "auc_high": None},
+        ],
+    }  # fmt: skip
+    for name in ("sensitivity", "specificity", "ppv", "npv", "accuracy"):
+        row |= {f"test_{name}": 0.8, f"test_{name}_low": 0.7, f"test_{name}_high": 0.9}
+        row[f"test_{name}_at_half"] = 0.85
+    line = np.linspace(0, 1, 5)
+    wrong = {"truth": "NORMAL", "called": "PNEUMONIA", "score": 0.999}
+    return Shown(
+        row, (line, line[::-1]), (line, line),
+        [
+            {"image_id": f"test/{SCRIPT}.jpeg", "picture": None, **wrong},
+            {"image_id": "test/w.jpeg", "picture": "data:image/jpeg;base64,QQ==", **wrong},
+        ],
+    )  # fmt: skip
 
 
 def make_measures(**changes: object) -> RunMeasures:
@@ -93,6 +117,7 @@ def make_measures(**changes: object) -> RunMeasures:
         "class_counts": pd.DataFrame(
             {"train": [1214, 3495], "val": [135, 388], "test": [234, 390]}, ["NORMAL", "PNEUMONIA"]
         ),
+        "shown": make_shown(results),
         "rules": {
             "positive": 1,
             "threshold": "youden",
@@ -136,7 +161,10 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
     links = Links()
     links.feed(page)
     assert links.sources
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in links.sources)
+    assert all(
+        source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,"))
+        for source in links.sources
+    )
     assert not {"script", "link", "iframe"} & set(links.tags)
     assert SCRIPT not in page
     assert "&lt;script&gt;" in page
@@ -274,7 +302,7 @@ def test_a_demonstration_is_labelled_in_page_and_figures(tmp_path: Path) -> None
     page = write_report(tmp_path, measures).read_text(encoding="utf-8")
     assert "Demonstration: phantoms." in page
     figures = list((tmp_path / "figures").glob("*.svg"))
-    assert len(figures) == 1 + 4 + 2
+    assert len(figures) == 1 + 4 + 2 + 2
     for figure in figures:
         assert "Demonstration" in figure.read_text(encoding="utf-8")
 
@@ -348,3 +376,19 @@ def test_without_a_selection_the_highest_is_said_to_flatter(tmp_path: Path) -> N
     text = text_of(write_report(tmp_path, make_measures()).read_text())
     assert "No configuration was selected on training images" in text
     assert "Holm" not in text
+
+
+def test_the_shown_configuration_is_told_at_its_threshold(tmp_path: Path) -> None:
+    text = text_of(write_report(tmp_path, make_measures()).read_text())
+    for said in (
+        "The configuration of the highest test AUC: ResNet50-none-gap, seed 0",
+        "on 5 test images of 4 patients",
+        "positive predictive value 80.0 % 70.0 % to 90.0 % 85.0 %",
+        "is NORMAL 3 1 75.0 % 0.900 (0.880 to 0.920)",
+        "is PNEUMONIA 0 1 100.0 % 0.900",
+        "Brier score 0.100, expected calibration error 0.050",
+        f"test/{SCRIPT}.jpeg: is NORMAL, called PNEUMONIA by 0.999",
+    ):
+        assert said in text, said
+    drawn = {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert {"reliability", "precision_recall"} <= drawn

@@ -1,0 +1,34 @@
+"""Small pictures of X-rays, to stand in the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from cxr_spark.images import UndecodableImage, decode_grey
+
+WIDTH = 200
+
+
+def thumbnail(root: Path, image_id: str) -> str | None:
+    """Return an image as a data URI of a small JPEG; None where it is not there any more.
+
+    Args:
+        root: the image root; no file outside it is read.
+        image_id: the path under it.
+    """
+    from PIL import Image
+
+    file = root / image_id
+    try:
+        if not file.resolve().is_relative_to(root.resolve()):
+            return None
+        grey = decode_grey(file.read_bytes())
+    except (OSError, ValueError, UndecodableImage):
+        return None
+    picture = Image.fromarray(grey)
+    picture.thumbnail((WIDTH, WIDTH))
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from cxr_spark.evaluation.detail import look_closely
+from cxr_spark.evaluation.rules import Rules
+from tests.evaluation.test_results import make_predictions
+
+
+def make_table(scores: list[list[float]], labels: list[int]) -> pd.DataFrame:
+    """Return test images of given scores, and validation images of the same."""
+    n = len(labels)
+    one = {"label": labels, "score": scores, "patient_id": [None] * n}
+    names = [f"i{k}" for k in range(n)]
+    return pd.concat(
+        [pd.DataFrame({**one, "split": s, "image_id": names}) for s in ("val", "test")]
+    )
+
+
+def test_the_worst_errors_come_first() -> None:
+    scores = [[0.1, 0.9], [0.8, 0.2], [0.4, 0.6], [0.05, 0.95], [0.7, 0.3]]
+    table = make_table(scores, [0, 1, 0, 1, 0])
+    wrong = look_closely(table, Rules(1), 0.5).wrong
+    assert wrong["image_id"].tolist() == ["i0", "i1", "i2"]
+    assert wrong["score"].tolist() == pytest.approx([0.9, 0.8, 0.6])
+    assert wrong["called"].tolist() == [1, 0, 1]
+    assert look_closely(table, Rules(1), 0.5, n_wrong=1).wrong["image_id"].tolist() == ["i0"]
+    # by another threshold two of them are called rightly
+    assert look_closely(table, Rules(1), 0.93).wrong["image_id"].tolist() == ["i1"]
+
+
+def test_three_classes_are_called_by_the_highest_score() -> None:
+    table = make_table([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], [0, 2, 2])
+    found = look_closely(table, Rules(None), None)
+    assert found.wrong["image_id"].tolist() == ["i1"]
+    assert found.precision_recall is None
+
+
+def test_precision_and_recall_hold_the_average_precision(rng: np.random.Generator) -> None:
+    table = make_predictions(rng)
+    recall, precision = look_closely(table, Rules(1), 0.5).precision_recall  # type: ignore[misc]
+    test = table[table["split"] == "test"]
+    expected = average_precision_score(test["label"], np.stack(test["score"])[:, 1])
+    assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(expected)
+
+
+def test_reliability_is_of_scaled_scores(rng: np.random.Generator) -> None:
+    table = make_predictions(rng)
+    plain = look_closely(table, Rules(1), 0.5).reliability
+    scaled = look_closely(table, Rules(1, calibration="platt"), 0.5).reliability
+    assert plain.n.sum() == scaled.n.sum() == 40
+    assert plain.score.tolist() != scaled.score.tolist()

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cxr_spark.report.thumbnails import thumbnail
+
+
+def test_a_small_picture_of_the_image(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ramp = np.tile(np.linspace(0, 255, 600, dtype=np.uint8), (400, 1))
+    Image.fromarray(ramp).save(tmp_path / "a" / "x.png")
+    uri = thumbnail(tmp_path, "a/x.png")
+    assert uri is not None
+    kind, _, encoded = uri.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    assert picture.size == (200, 133)
+    assert np.asarray(picture)[60, 10] < 40 < 215 < np.asarray(picture)[60, 190]
+
+
+def test_what_is_gone_damaged_or_elsewhere_has_none(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "text.jpeg").write_text("no picture")
+    Image.new("L", (9, 9)).save(tmp_path / "outside.png")
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    for name in ("gone.png", "text.jpeg", "../outside.png", "link.png"):
+        assert thumbnail(root, name) is None
