@@ -6,7 +6,9 @@ import errno
 import json
 import math
 import os
+import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from cxr_spark.errors import UserError
 
 # Spark takes these for patterns, petastorm for the end of a path.
 UNUSABLE = "[]{}*?#\\"
+# Radiographs of 20 million pixels and 16 bits are 40 MB before any compression. A larger file is
+# refused before it is read, so that none fills the memory of a worker.
+MAX_BYTES = 64 * 2**20
 
 
 def location(folder: Path) -> str:
@@ -56,6 +61,37 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def read_whole(
+    path: str | bytes | Path, check: Callable[[os.stat_result], None] | None = None
+) -> bytes:
+    """Return the bytes of a regular file of at most ``MAX_BYTES``.
+
+    Args:
+        path: of the file.
+        check: raises an OSError where the file is not the one that is meant.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, is too large, or changed meanwhile.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if status.st_size > MAX_BYTES:
+            reason = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
+            raise OSError(errno.EFBIG, reason)
+        if check is not None:
+            check(status)
+        content = file.read(status.st_size + 1)
+    if len(content) != status.st_size:
+        raise OSError(errno.EAGAIN, "the file changed while it was read")
+    return content
+
+
+def _open_at_once(path: str | bytes, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for ever
 
 
 def write_bytes(file: Path, content: bytes) -> None:

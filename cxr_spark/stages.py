@@ -68,6 +68,7 @@ def run_report(run: Path) -> None:
     from cxr_spark.evaluation.results import roc_points
     from cxr_spark.evaluation.select import SELECTION_RULE
     from cxr_spark.leak_check import read_leaks
+    from cxr_spark.report.model_card import write_model_card
     from cxr_spark.report.page import RunMeasures, write_report
 
     content = read_experiment(run)
@@ -76,23 +77,27 @@ def run_report(run: Path) -> None:
     rules, positive = _rules(content), content["task"]["positive"]
     counts = predictions[0].groupby(["label", "split"]).size().unstack(fill_value=0)
     counts.index = pd.Index(content["task"]["classes"])
-    page = write_report(
-        run,
-        RunMeasures(
-            experiment=content,
-            results=found.results,
-            summary=found.summary,
-            rules={**dataclasses.asdict(rules), "selection": SELECTION_RULE},
-            histories=[record["history"] for record in trained(run)],
-            roc_curves=[]
-            if positive is None
-            else [roc_points(table, positive) for table in predictions],
-            class_counts=counts,
-            shown=_shown(run, found, predictions, rules, content),
-            leaks=read_leaks(run),
-        ),
+    measures = RunMeasures(
+        experiment=content,
+        results=found.results,
+        summary=found.summary,
+        rules={**dataclasses.asdict(rules), "selection": SELECTION_RULE},
+        histories=[record["history"] for record in trained(run)],
+        roc_curves=[]
+        if positive is None
+        else [roc_points(table, positive) for table in predictions],
+        class_counts=counts,
+        shown=_shown(run, found, predictions, rules, content),
+        leaks=read_leaks(run),
     )
-    log.info("report: %s", page)
+    page = write_report(run, measures)
+    takes = next(
+        record["takes"]
+        for record in trained(run)
+        if record["configuration"] == measures.shown.row["configuration"]
+    )
+    card = write_model_card(run, measures, takes=takes)
+    log.info("report: %s, %s", page, card.name)
 
 
 def _shown(
@@ -271,9 +276,18 @@ def write_results(run: Path, *, show: bool = True) -> tuple[RunResults, Sequence
     ]
     content = read_experiment(run)
     task, rules = content["task"], _rules(content)
+    held_out = read_held_out(run, records)
+    # A selection among some of them would be none.
+    pooled = {r["configuration"]: None for r in records if r["takes"] == "pooled"}
+    lacking = [name for name in pooled if held_out and name not in held_out]
+    if lacking:
+        log.warning(
+            "no configuration is selected: %s %s not cross-validated yet; run train with all heads",
+            ", ".join(lacking), "is" if len(lacking) == 1 else "are",
+        )  # fmt: skip
     found = evaluate_run(
-        predictions, records, read_held_out(run, records), rules, task["classes"],
-        content["demonstration"], as_paper=_is_papers(content),
+        predictions, records, held_out, rules, task["classes"], content["demonstration"],
+        as_paper=_is_papers(content), lacking=lacking,
     )  # fmt: skip
     verdict = found.verdict
     stored = {
@@ -282,6 +296,7 @@ def write_results(run: Path, *, show: bool = True) -> tuple[RunResults, Sequence
         "selection_rule": SELECTION_RULE,
         "selected": verdict.selected,
         "comparisons": verdict.comparisons.to_dict("records"),
+        "configurations": found.summary.to_dict("records"),
         "rows": found.rows,
     }
     write_json(run / "results.json", without_nan(stored))

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import queue
-import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.engine.forward import Forward
+from cxr_spark.files import read_whole
 from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
-
-# Radiographs of 20 million pixels and 16 bits are 40 MB before any compression. A larger file is
-# refused before it is read, so that none fills the memory of a worker.
-MAX_BYTES = 64 * 2**20
 
 # Images a batch. On processors 16 are faster than 64; GPUs want more.
 BATCH_SIZE = {"CPU": 16, "GPU": 128}
@@ -71,31 +67,19 @@ def read_file(path: bytes, listed: Listed | None = None) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        OSError: it cannot be read, is no regular file, is larger than ``MAX_BYTES``, or changed
-            meanwhile or since it was listed.
+        OSError: as for ``files.read_whole``, or it changed since it was listed.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if status.st_size > MAX_BYTES:
-            reason = f"the file has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-            raise OSError(errno.EFBIG, reason)
+
+    def check(status: os.stat_result) -> None:
         if listed is not None and not _is_as_listed(status, listed):
             raise OSError(errno.ESTALE, "the file has changed since it was listed")
-        encoded = file.read(status.st_size + 1)
-    if len(encoded) != status.st_size:
-        raise OSError(errno.EAGAIN, "the file changed while it was read")
-    return encoded
+
+    return read_whole(path, check)
 
 
 def _is_as_listed(status: os.stat_result, listed: Listed) -> bool:
     modified = (status.st_mtime_ns // 1000, None)
     return status.st_size == listed.length and listed.modified_us in modified
-
-
-def _open_at_once(path: str | bytes, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for ever
 
 
 def prepare(file: bytes | Listed, image_size: tuple[int, int]) -> PreparedImage:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
 
 from cxr_spark.evaluation.intervals import CONFIDENCE, Interval
+
+VALUES_AT_ONCE = 2**21  # of weights, so that memory does not grow with the resamples
 
 
 @dataclass(frozen=True)
@@ -16,10 +20,10 @@ class Resamples:
     """How often each image is drawn in each resample: the same for all that are compared.
 
     Attributes:
-        weights: float64 of shape (n_resamples, n_images).
+        weights: uint16 of shape (n_resamples, n_images).
     """
 
-    weights: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.uint16]
 
 
 def draw_patients(
@@ -46,41 +50,46 @@ def draw_patients(
     one_hot = np.eye(int(labels.max()) + 1)[labels]
     present = one_hot.any(axis=0)
     rng = np.random.default_rng(seed)
-    rows: list[npt.NDArray[np.float64]] = []
-    while len(rows) < n_resamples:
+    weights = np.empty((n_resamples, len(labels)), np.uint16)
+    filled = 0
+    while filled < n_resamples:
         drawn = np.bincount(rng.integers(n_units, size=n_units), minlength=n_units)[unit]
         if (drawn @ one_hot > 0)[present].all():
-            rows.append(drawn.astype(np.float64))
-    return Resamples(np.stack(rows))
+            weights[filled] = drawn
+            filled += 1
+    return Resamples(weights)
 
 
 def weighted_aucs(
-    y_true: npt.ArrayLike, y_score: npt.ArrayLike, weights: npt.NDArray[np.float64]
+    y_true: npt.ArrayLike, y_score: npt.ArrayLike, weights: npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
     """Return the ROC AUC under each row of weights, shape (n_resamples,); a tie counts half.
 
     Args:
         y_true: bool of shape (n_images,).
         y_score: float of shape (n_images,).
-        weights: float64 of shape (n_resamples, n_images), some weight on either class.
+        weights: of shape (n_resamples, n_images), some weight on either class.
     """
     score = np.asarray(y_score, np.float64)
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)
     truth = np.asarray(y_true, bool)[order]
-    ordered = weights[:, order]
-    positive = np.add.reduceat(ordered * truth, starts, axis=1)
-    negative = np.add.reduceat(ordered * ~truth, starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    total = positive.sum(axis=1) * negative.sum(axis=1)
-    aucs: npt.NDArray[np.float64] = np.sum(positive * below, axis=1) / total
+    n_at_once = max(1, VALUES_AT_ONCE // len(order))
+    aucs = np.empty(len(weights))
+    for start in range(0, len(weights), n_at_once):
+        ordered = weights[start : start + n_at_once, order].astype(np.float64)
+        positive = np.add.reduceat(ordered * truth, starts, axis=1)
+        negative = np.add.reduceat(ordered * ~truth, starts, axis=1)
+        below = np.cumsum(negative, axis=1) - negative / 2
+        total = positive.sum(axis=1) * negative.sum(axis=1)
+        aucs[start : start + n_at_once] = np.sum(positive * below, axis=1) / total
     return aucs
 
 
 def macro_aucs(
     labels: npt.NDArray[np.int64],
     scores: npt.NDArray[np.float64],
-    weights: npt.NDArray[np.float64],
+    weights: npt.NDArray[Any],
 ) -> npt.NDArray[np.float64]:
     """Return the mean over classes of the AUC of one against the rest, under each row of weights.
 
@@ -107,21 +116,21 @@ def percentile_interval(
     return Interval(value, float(low), float(high))
 
 
-def paired_p_value(resampled: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+def paired_p_value(difference: float, resampled: npt.NDArray[np.float64]) -> float:
     """Return the two-sided p-value of no difference between two values of the same resamples.
 
-    It is twice the smaller share of resamples on either side of no difference, with one added to
-    both counts, so that it is never 0: with 2,000 resamples never below 0.001.
+    By the normal distribution, with the standard deviation over resamples: a count of resamples
+    could not be smaller than their number allows, which a correction for many tests asks for. NaN
+    where resamples do not vary and the values differ.
 
     Args:
-        resampled, other: float64 of shape (n_resamples,).
+        difference: of the two values on all images.
+        resampled: float64 of shape (n_resamples,), their difference in each.
     """
-    difference = resampled - other
-    if not np.any(difference):
-        return 1.0
-    above = np.count_nonzero(difference > 0) + np.count_nonzero(difference == 0) / 2
-    fewer = min(above, len(difference) - above)
-    return float(min(1.0, 2 * (fewer + 1) / (len(difference) + 1)))
+    error = float(np.std(resampled, ddof=1))
+    if error < 1e-12:
+        return 1.0 if abs(difference) < 1e-12 else float("nan")
+    return float(2 * norm.sf(abs(difference) / error))
 
 
 def mean_over_seeds(resampled: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:

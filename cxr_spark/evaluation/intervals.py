@@ -151,8 +151,8 @@ def difference_of(
 ) -> Difference:
     """Return the AUC of classifier ``k`` less that of ``other``, tested on the same images.
 
-    Where neither differs from the other on any image the p-value is 1; where they differ by the
-    same on every image, which leaves no variance, it is NaN.
+    Two that are equal on every image have a p-value of 1. Where the variance is not known, as of a
+    single patient of a class, or is 0 all the same, ends and p-value are NaN.
     """
     contrast = np.zeros(len(estimate.auc))
     contrast[k] += 1
@@ -160,9 +160,10 @@ def difference_of(
     difference = float(contrast @ estimate.auc)
     variance = float(contrast @ estimate.covariance @ contrast)
     # What rounding leaves of two equal classifiers is no variance.
+    if abs(variance) <= 1e-14 and abs(difference) < 1e-12:
+        return Difference(0.0, 0.0, 0.0, 1.0)
     if not variance > 1e-14:
-        p_value = 1.0 if abs(difference) < 1e-12 else float("nan")
-        return Difference(difference, difference, difference, p_value)
+        return Difference(difference, float("nan"), float("nan"), float("nan"))
     error = float(np.sqrt(variance))
     half = float(norm.ppf((1 + confidence) / 2)) * error
     p_value = float(2 * norm.sf(abs(difference) / error))

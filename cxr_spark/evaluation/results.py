@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import roc_curve
 
+from cxr_spark.evaluation.auc import macro_auc
 from cxr_spark.evaluation.bootstrap import (
     Resamples,
     macro_aucs,
@@ -19,7 +21,7 @@ from cxr_spark.evaluation.bootstrap import (
 from cxr_spark.evaluation.measures import Scored, draw_resamples, measure, scored
 from cxr_spark.evaluation.paper import paper_test_keras_auc
 from cxr_spark.evaluation.rules import Rules
-from cxr_spark.evaluation.seeds import over_seeds
+from cxr_spark.evaluation.seeds import over_seeds, share_of_seeds
 from cxr_spark.evaluation.select import ALPHA, COMPARISON_COLUMNS, Verdict, judge
 
 SHARES = ("accuracy", "sensitivity", "specificity", "ppv", "npv")
@@ -65,19 +67,21 @@ def evaluate_run(
     demonstration: str,
     *,
     as_paper: bool,
+    lacking: Sequence[str] = (),
 ) -> RunResults:
     """Return the measures of a run, which configuration is selected, and how others compare.
 
     Args:
         predictions, records, rules, classes, demonstration, as_paper: as for ``make_measures``.
         held_out: by configuration, the predictions of cross-validation.
+        lacking: as for ``judge``.
     """
     rows = make_measures(predictions, records, rules, classes, demonstration, as_paper=as_paper)
     tests: dict[str, list[Scored]] = {}
     for table, record in zip(predictions, records, strict=True):
         tests.setdefault(record["configuration"], []).append(scored(table, "test"))
     resamples = draw_resamples(next(iter(tests.values()))[0], rules)
-    verdict = judge(held_out, tests, rules.positive, resamples)
+    verdict = judge(held_out, tests, rules.positive, resamples, lacking=lacking)
     summary = summarise(make_results(rows), tests, rules, verdict, resamples)
     of_configuration = summary.set_index("configuration")
     for row in rows:
@@ -169,21 +173,24 @@ def summarise(
 def _over_seeds(
     seeds: Sequence[Scored], mean: float, positive: int | None, resamples: Resamples
 ) -> dict[str, float]:
+    """Return interval, spread over seeds and their share of the variance, of the mean test AUC."""
     if positive is not None:
         truth = seeds[0].labels == positive
         joint = over_seeds(truth, [s.scores[:, positive] for s in seeds], seeds[0].groups)
-        interval, spread = (
-            joint.interval,
-            {"test_auc_spread": joint.spread, "seed_share": joint.share},
-        )
+        interval, spread, share = joint.interval, joint.spread, joint.share
     else:
         drawn = [macro_aucs(s.labels, s.scores, resamples.weights) for s in seeds]
-        interval, spread = percentile_interval(mean, mean_over_seeds(drawn)), {}
+        joined = mean_over_seeds(drawn)
+        interval = percentile_interval(mean, joined)
+        aucs = [macro_auc(s.labels, s.scores) for s in seeds]
+        spread = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else float("nan")
+        share = share_of_seeds(spread**2, float(np.var(joined, ddof=1)))
     return {
-        **spread,
         "test_auc": interval.auc,
         "test_auc_low": interval.low,
         "test_auc_high": interval.high,
+        "test_auc_spread": spread,
+        "seed_share": share,
     }
 
 

@@ -48,6 +48,15 @@ def over_seeds(
         return OverSeeds(interval, float("nan"), float("nan"))
     aucs = [estimate_aucs(y_true, [[score]], groups).auc[0] for score in y_scores]
     of_seeds, of_images = float(np.var(aucs, ddof=1)), float(joint.covariance[0, 0])
+    return OverSeeds(interval, float(np.sqrt(of_seeds)), share_of_seeds(of_seeds, of_images))
+
+
+def share_of_seeds(of_seeds: float, of_images: float) -> float:
+    """Return what seeds make of the variance of one seed's AUC; NaN where either is not known.
+
+    Args:
+        of_seeds: variance of the AUC over seeds.
+        of_images: variance over test patients of the mean over seeds.
+    """
     together = of_seeds + of_images
-    share = of_seeds / together if together > 0 else float("nan")
-    return OverSeeds(interval, float(np.sqrt(of_seeds)), share)
+    return of_seeds / together if together > 0 else float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +92,8 @@ def cross_validated(predictions: pd.DataFrame, positive: int | None) -> CrossVal
 
 def select(found: Mapping[str, CrossValidated]) -> str | None:
     """Return the configuration that ``SELECTION_RULE`` chooses; None where none was held out."""
-    return max(found, key=lambda name: found[name].mean, default=None)
+    known = [name for name in found if not np.isnan(found[name].mean)]
+    return max(known, key=lambda name: found[name].mean, default=None)
 
 
 def compare(
@@ -146,15 +148,19 @@ def judge(
     tests: Mapping[str, Sequence[Scored]],
     positive: int | None,
     resamples: Resamples,
+    *,
+    lacking: Sequence[str] = (),
 ) -> Verdict:
     """Select by the scores of held-out training images, and compare test scores with the selected.
 
     Args:
         held_out: of each configuration that was cross-validated, rows of the predictions table.
         tests, positive, resamples: as for ``compare``.
+        lacking: configurations that should have been cross-validated and are not: while there is
+            one, none is selected.
     """
     found = {name: cross_validated(table, positive) for name, table in held_out.items()}
-    selected = select(found)
+    selected = None if lacking else select(found)
     if selected is None:
         return Verdict(found, None, pd.DataFrame(columns=list(COMPARISON_COLUMNS)))
     return Verdict(found, selected, compare(tests, selected, positive, resamples))
@@ -168,11 +174,11 @@ def _by_drawing(
     for of in (seeds, chosen):
         drawn.append(_mean_macro(of, resamples.weights))
         values.append(float(_mean_macro(of, once)[0]))
-    interval = percentile_interval(values[0] - values[1], drawn[0] - drawn[1], CONFIDENCE)
-    return Difference(interval.auc, interval.low, interval.high, paired_p_value(*drawn))
+    difference, resampled = values[0] - values[1], drawn[0] - drawn[1]
+    interval = percentile_interval(difference, resampled, CONFIDENCE)
+    p_value = paired_p_value(difference, resampled)
+    return Difference(difference, interval.low, interval.high, p_value)
 
 
-def _mean_macro(
-    seeds: Sequence[Scored], weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _mean_macro(seeds: Sequence[Scored], weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return mean_over_seeds([macro_aucs(s.labels, s.scores, weights) for s in seeds])

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cxr_spark.report.figures import Curve, Picture, auc_bars, head_colours, panel
+from cxr_spark.report.render import make_environment
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,7 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
         old.unlink()
     for picture in (bars, *learning, *roc, *close):
         (folder / f"{picture.name}.svg").write_bytes(picture.svg)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cxr_spark", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        auc=_auc, difference=_difference, p=_p_value, share=_share, image=_data_uri
-    )
+    environment = make_environment(image=_data_uri)
     page = environment.get_template("page.html").render(
         measures=measures,
         experiment=measures.experiment["experiment"],
@@ -121,16 +112,22 @@ def _answer(summary: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         Where a configuration is ``selected``, its row, and the names of the others by whether test
-        images tell them from it: ``alike``, ``better``, ``worse``. Else ``best``, the row of the
-        highest test AUC, and ``rivals``, whose intervals overlap with its own.
+        images tell them from it: ``alike``, ``better``, ``worse``, or ``untested`` where there is
+        no p-value. Else ``best``, the row of the highest test AUC, and ``rivals``, whose intervals
+        overlap with its own. In both ``aside``, the names of those not cross-validated.
     """
+    aside = summary["configuration"][summary["cv_auc"].isna()].tolist()
     chosen = summary[summary["selected"]]
     if len(chosen):
         others = summary[~summary["selected"]]
         told, above = others["distinguishable"], others["difference"] > 0
+        tested = others["p_holm"].notna()
         return {
             "selected": chosen.iloc[0].to_dict(),
-            "alike": others["configuration"][~told].tolist(),
+            "aside": aside,
+            "n_tests": int(tested.sum()),
+            "untested": others["configuration"][~tested].tolist(),
+            "alike": others["configuration"][tested & ~told].tolist(),
             "better": others["configuration"][told & above].tolist(),
             "worse": others["configuration"][told & ~above].tolist(),
         }
@@ -139,7 +136,7 @@ def _answer(summary: pd.DataFrame) -> dict[str, Any]:
     if pd.notna(best["test_auc_low"]):
         within = summary[summary["test_auc_high"] >= best["test_auc_low"]]
         rivals = [name for name in within["configuration"] if name != best["configuration"]]
-    return {"selected": None, "best": best.to_dict(), "rivals": rivals}
+    return {"selected": None, "aside": aside, "best": best.to_dict(), "rivals": rivals}
 
 
 def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[dict[str, Any]]:
@@ -149,7 +146,6 @@ def imbalance_table(class_counts: pd.DataFrame, positive: int | None) -> list[di
     the smallest to the largest.
 
     Args:
-        rules: how measures are made: the fields of ``evaluation.rules.Rules``.
         class_counts: images by class (rows, in the order of labels) and split (columns).
         positive: index of the positive class, or None.
     """
@@ -263,26 +259,6 @@ def _roc_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> 
             )
         )  # fmt: skip
     return pictures
-
-
-def _auc(value: float | None) -> str:
-    if value is None or pd.isna(value):
-        return ""
-    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
-
-
-def _difference(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:+.3f}"
-
-
-def _p_value(value: float | None) -> str:
-    if value is None or pd.isna(value):
-        return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{100 * value:.1f} %"
 
 
 def _data_uri(picture: Picture) -> str:

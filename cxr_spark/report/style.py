@@ -1,7 +1,18 @@
 """How figures look."""
 
-# Okabe and Ito's palette, which people with colour blindness tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette, then grey and some of Tol's, for people with colour blindness as well.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#999999",
+    "#332288",
+    "#882255",
+    "#44AA99",
+)
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,

@@ -6,7 +6,8 @@ import base64
 import io
 from pathlib import Path
 
-from cxr_spark.images import UndecodableImage, decode_grey
+from cxr_spark.files import read_whole
+from cxr_spark.images import decode_grey
 
 WIDTH = 200
 
@@ -24,8 +25,8 @@ def thumbnail(root: Path, image_id: str) -> str | None:
     try:
         if not file.resolve().is_relative_to(root.resolve()):
             return None
-        grey = decode_grey(file.read_bytes())
-    except (OSError, ValueError, UndecodableImage):
+        grey = decode_grey(read_whole(file))
+    except (OSError, RuntimeError, ValueError):
         return None
     picture = Image.fromarray(grey)
     picture.thumbnail((WIDTH, WIDTH))

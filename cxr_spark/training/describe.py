@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that the results depend on."""
     packages = (
         "cxr_spark", "pyspark", "petastorm", "pyarrow", "numpy", "pandas", "tensorflow", "keras",
-        "scikit-learn", "opencv-python-headless", "pillow",
+        "scikit-learn", "scipy", "skops", "opencv-python-headless", "pillow",
     )  # fmt: skip
     found = {
         "python": platform.python_version(),

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.config import Experiment
-from cxr_spark.errors import UserError
 from cxr_spark.training.assign import Assigned
 from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.fit_classifier import fit_classifier
@@ -98,11 +97,7 @@ class Training:
     def _fit_classifier(
         self, classifier: Classifier, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
     ) -> Iterator[TrainedHead]:
-        if not isinstance(self.inputs, InMemory):
-            raise UserError(
-                f"Expected features that fit training.memory_gb, as {classifier.name} needs. "
-                f"Received: {self.experiment.training.memory_gb}, and features that take more"
-            )
+        assert isinstance(self.inputs, InMemory), "train refuses what does not fit"
         for seed, s in zip(seeds, splits, strict=True):
             yield fit_classifier(
                 classifier, self.inputs.values, self.assigned.labels, np.flatnonzero(s == "train"),

@@ -12,6 +12,8 @@ from scipy.special import softmax
 from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.trainer import TrainedHead
 
+IMAGES_AT_ONCE = 4096
+
 
 def fit_classifier(
     classifier: Classifier,
@@ -34,15 +36,16 @@ def fit_classifier(
     from sklearn.preprocessing import StandardScaler
 
     began = time.perf_counter()
-    # In float64, since features of untrained backbones are too small for a variance in float32.
-    wide = features.astype(np.float64)
     pipeline = make_pipeline(StandardScaler(), classifier.make(seed))
-    pipeline.fit(wide[train], labels[train])
+    # In float64: features of untrained backbones are too small for a variance in float32.
+    pipeline.fit(features[train].astype(np.float64), labels[train])
     seconds = time.perf_counter() - began
-    return TrainedHead(pipeline, {}, score_classifier(pipeline, wide), seconds)
+    parts = range(0, len(features), IMAGES_AT_ONCE)
+    scores = [score_classifier(pipeline, features[i : i + IMAGES_AT_ONCE]) for i in parts]
+    return TrainedHead(pipeline, {}, np.concatenate(scores), seconds)
 
 
-def score_classifier(pipeline: Any, features: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+def score_classifier(pipeline: Any, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return scores of shape (n_images, n_classes), rows adding to 1.
 
     They are the classifier's probabilities; of one that has none the softmax of its decision
@@ -50,8 +53,9 @@ def score_classifier(pipeline: Any, features: npt.NDArray[np.float64]) -> npt.ND
 
     Args:
         pipeline: a fitted pipeline of ``fit_classifier``.
-        features: float64 of shape (n_images, channels).
+        features: float32 of shape (n_images, channels).
     """
+    features = features.astype(np.float64)
     if hasattr(pipeline, "predict_proba"):
         scores = pipeline.predict_proba(features)
     else:

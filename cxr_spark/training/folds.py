@@ -49,7 +49,7 @@ def make_folds(
         seed: of the division; each repeat divides differently.
 
     Raises:
-        UserError: a class has fewer patients than there are folds.
+        UserError: a class has fewer patients than there are folds, or is missing in one.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -70,4 +70,12 @@ def make_folds(
         divide = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=seed + repeat)
         for fold, (train, held_out) in enumerate(divide.split(rows, labels[rows], groups)):
             folds.append(Fold(repeat, fold, rows[train], rows[held_out]))
+    for made in folds:
+        for part in (made.train, made.held_out):
+            if len(np.unique(labels[part])) < len(np.unique(labels)):
+                raise UserError(
+                    "Expected images of every class on both sides of each fold. Received: fold "
+                    f"{made.fold} of repeat {made.repeat}, which lacks one. Set fewer folds, "
+                    "or cross_validation: null."
+                )
     return folds

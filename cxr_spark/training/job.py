@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from cxr_spark.extraction.store import ExtractionRecord, read_errors
 from cxr_spark.files import write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
+from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.describe import describe_run
 from cxr_spark.training.fit import Training
 from cxr_spark.training.folds import Fold, make_folds
 from cxr_spark.training.head_table import HeadRow, head_table
-from cxr_spark.training.inputs import open_inputs, told
-from cxr_spark.training.reader import ImageKeys, read_keys
+from cxr_spark.training.inputs import GIGABYTE, open_inputs, told
+from cxr_spark.training.reader import ImageKeys, feature_shape, read_keys
 from cxr_spark.training.run_folder import (
     Configuration,
     begin_run,
@@ -83,6 +84,7 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     check_run(run, experiment)
     chosen = choose_extractions(features, experiment)
     records = list(chosen.values())
+    _check_memory(features, chosen.values(), experiment)
     images = read_keys(features, records[0])
     assigned = assign(experiment, images)
     if not experiment.overwrite:
@@ -114,6 +116,26 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
                     _seconds_left(done, works[len(done) :]),
                 )  # fmt: skip
     return Trained(records, images, assigned)
+
+
+def _check_memory(
+    features: Path, records: Iterable[ExtractionRecord], experiment: Experiment
+) -> None:
+    """Refuse classifiers whose features would have to be streamed, before anything is written.
+
+    Raises:
+        UserError: names the classifier and what it would take.
+    """
+    table = head_table(experiment)
+    named = [name for name in experiment.heads if isinstance(table[name], Classifier)]
+    for record in records if named else ():
+        n_bytes = 4 * record.n_rows * feature_shape(features, record, "pooled")[0]
+        if n_bytes > experiment.training.memory_gb * GIGABYTE:
+            raise UserError(
+                f"Expected pooled features that fit training.memory_gb, as {named[0]} needs. "
+                f"Received: {n_bytes / GIGABYTE:.2f} GB of {record.identity.backbone} and "
+                f"{experiment.training.memory_gb:g}. Raise it, or leave {', '.join(named)} out."
+            )
 
 
 def _folds(experiment: Experiment, images: ImageKeys, assigned: Assigned) -> list[Fold]:
@@ -203,7 +225,7 @@ def _cross_validate(
     run: Path, work: _Work, training: Training, folds: Sequence[Fold], images: ImageKeys
 ) -> None:
     """Store the scores of images that were held out, in the columns of all predictions."""
-    seed = training.experiment.seeds[0]
+    seed = training.experiment.split.seed  # the same whatever seeds a command names
     tables = [
         _predictions(
             work.configuration, seed, images, training.assigned, scores, fold.held_out

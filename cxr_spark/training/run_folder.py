@@ -46,8 +46,10 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
-# Not compared: where results go, images lie, and how scores are measured train nothing anew.
-_PLACES = {"name", "images", "features", "run", "feature_maps", "evaluation"}
+# Not compared: where results go, images lie, and how scores are measured train no head anew.
+_PLACES = {
+    "name", "images", "features", "run", "feature_maps", "evaluation", "cross_validation",
+}  # fmt: skip
 # Not stored: the extractions themselves tell it, and are compared by their digests.
 _TOLD_ELSEWHERE = {
     "weights", "precision", "limit", "extraction", "overwrite", "refresh", "max_error_fraction",
@@ -56,8 +58,12 @@ _TOLD_ELSEWHERE = {
 _GROWING = ("heads", "seeds")
 _OURS = (
     "experiment.json", "heads", "predictions", "results.csv", "results.json", "leaks.csv",
+    "model_card.md",
     "report.html", "figures",
 )  # fmt: skip
+
+
+CROSS = "-cross"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def head_name(configuration: str, seed: int) -> str:
 
 def cross_name(configuration: str) -> str:
     """Return the name that the cross-validation of a configuration carries."""
-    return f"{configuration}-cross"
+    return f"{configuration}{CROSS}"
 
 
 def predictions_file(run: Path, name: str) -> Path:
@@ -108,6 +114,8 @@ def check_run(run: Path, experiment: Experiment) -> None:
         return
     stated, stored = _stated(experiment), _completed(read_experiment(run)["experiment"])
     compared = {*stated, *stored} - _PLACES - {*_GROWING}
+    for content in (stored, stated):  # how much memory there is makes no other experiment
+        content.get("training", {}).pop("memory_gb", None)
     known, own = (content.get("custom_heads", {}) for content in (stored, stated))
     stated["custom_heads"] = {**own, **{k: v for k, v in known.items() if k not in own}}
     stored["custom_heads"] = {**stated["custom_heads"], **known}
@@ -136,10 +144,18 @@ def begin_run(run: Path, experiment: Experiment) -> None:
         write_json(run / "experiment.json", {"experiment": stated})
         return
     stored = read_experiment(run)["experiment"]
+    if _folds_of(stored) != _folds_of(stated):
+        for file in (run / "predictions").glob(f"*{CROSS}.parquet"):
+            file.unlink()
     stated["custom_heads"] = {**stored.get("custom_heads", {}), **stated["custom_heads"]}
     for name in _GROWING:
         stated[name] = list(dict.fromkeys([*stored[name], *stated[name]]))
     update_experiment(run, experiment=stated)
+
+
+def _folds_of(stated: dict[str, Any]) -> tuple[int, int] | None:
+    settings = stated.get("cross_validation")
+    return (settings["folds"], settings["repeats"]) if settings else None
 
 
 def check_same_features(

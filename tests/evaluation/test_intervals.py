@@ -198,6 +198,13 @@ def test_one_patient_of_a_class_tells_no_variance(rng: np.random.Generator) -> N
     assert np.isnan([interval.low, interval.high]).all()
 
 
+def test_an_unknown_variance_is_no_certainty() -> None:
+    scores = [[[3, 1, 2, 0, 4]], [[1, 2, 3, 4, 0]]]
+    test = difference_of(estimate_aucs([1, 1, 0, 0, 0], scores, ["a", "a", "b", "c", "d"]), 0, 1)
+    assert test.difference != 0
+    assert np.isnan([test.low, test.high, test.p_value]).all()
+
+
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="expected both classes in y_true, received 2 positive"):
         auc_interval([1, 1], [[0.1, 0.2]])

@@ -141,6 +141,18 @@ def test_training_images_select_and_test_images_compare(
         assert other.verdict.selected == names[1]
 
 
+def test_among_some_of_them_none_is_selected(rng: np.random.Generator) -> None:
+    records = [make_record(0, head) for head in ("gap", "fc1024")]
+    predictions = [make_predictions(rng) for _ in records]
+    names = [str(record["configuration"]) for record in records]
+    found = evaluate_run(
+        predictions, records, {names[1]: make_held_out(rng, 0.1)}, Rules(1), ["A", "B"], "",
+        as_paper=False, lacking=names[:1],
+    )  # fmt: skip
+    assert found.verdict.selected is None
+    assert found.summary["cv_auc"].notna().tolist() == [False, True]
+
+
 def test_without_cross_validation_nothing_is_selected(rng: np.random.Generator) -> None:
     records = [make_record(0, head) for head in ("gap", "fc1024")]
     predictions = [make_predictions(rng) for _ in records]

@@ -50,6 +50,8 @@ def test_the_best_on_training_images_is_selected() -> None:
     assert select(found) == "b"
     assert select({**found, "c": CrossValidated(0.95, 0.0, 5)}) == "b"
     assert select({}) is None
+    assert select({**found, "d": CrossValidated(float("nan"), 0.1, 5)}) == "b"
+    assert select({"d": CrossValidated(float("nan"), 0.1, 5)}) is None
 
 
 def test_two_classes_are_compared_by_patient(rng: np.random.Generator) -> None:
@@ -85,7 +87,7 @@ def test_three_classes_are_compared_by_the_same_drawings(rng: np.random.Generato
     resamples = draw_patients(first.labels, first.groups, n_resamples=400)
     table = compare(tests, "chosen", None, resamples).set_index("configuration")
     assert table["difference"]["weak"] < table["difference_high"]["weak"] < 0
-    assert table["p_value"]["weak"] == pytest.approx(2 / 401)
+    assert table["p_value"]["weak"] < 1e-4
     assert table["p_value"]["as good"] > 0.05
     assert (table["difference"]["same"], table["p_value"]["same"]) == (0, 1)
 

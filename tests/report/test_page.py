@@ -56,6 +56,8 @@ def make_measures(**changes: object) -> RunMeasures:
     ]  # fmt: skip
     results = pd.DataFrame(rows)
     summary = results.drop_duplicates("configuration").assign(
+        test_auc_spread=0.004,
+        seed_share=0.2,
         n_seeds=2, test_auc_min=results["test_auc"], test_auc_max=results["test_auc"],
         cv_auc=float("nan"), cv_spread=float("nan"), selected=False, difference=float("nan"),
         p_holm=float("nan"), distinguishable=False,
@@ -363,6 +365,9 @@ def test_the_answer_is_the_selected_configuration_and_not_the_highest(tmp_path: 
         "do not tell 1 other configuration from it: Xception-none-gap.",
         "They find 1 better: ResNet50-none-gap.",
         "1 is worse.",
+        "1 took no part in the selection, not being cross-validated: Xception-none-fc1024.",
+        "Over its 2 seeds the test AUC has a standard deviation of 0.004, which is 20.0 %",
+        "corrected for 3 tests (Holm)",
         "held out of its training its AUC was 0.990 (standard deviation over folds 0.004), -0.140",
         "Selected is the highest held-out AUC; this was fixed",
         "+0.050 < 0.001",
@@ -392,3 +397,21 @@ def test_the_shown_configuration_is_told_at_its_threshold(tmp_path: Path) -> Non
         assert said in text, said
     drawn = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert {"reliability", "precision_recall"} <= drawn
+
+
+def test_what_could_not_be_tested_is_not_said_to_be_alike(tmp_path: Path) -> None:
+    summary = select_second(make_measures().summary, [0.0004, float("nan"), 0.01])
+    text = text_of(write_report(tmp_path, make_measures(summary=summary)).read_text())
+    assert "1 could not be tested." in text
+    assert "do not tell" not in text
+    assert "corrected for 2 tests" in text
+
+
+def test_patients_are_not_spoken_of_where_images_tell_none(tmp_path: Path) -> None:
+    summary = select_second(make_measures().summary, [0.0004, 0.2, 0.01])
+    measures = make_measures(summary=summary)
+    measures.experiment["images"]["patients_by_split"] = {"train": 0, "val": 0, "test": 0}
+    text = text_of(write_report(tmp_path, measures).read_text())
+    assert "clustered by patient" not in text
+    assert "takes every image for a patient of its own" in text
+    assert "on 5 test images at the threshold" in text

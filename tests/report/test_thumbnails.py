@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,5 +30,7 @@ def test_what_is_gone_damaged_or_elsewhere_has_none(tmp_path: Path) -> None:
     (root / "text.jpeg").write_text("no picture")
     Image.new("L", (9, 9)).save(tmp_path / "outside.png")
     (root / "link.png").symlink_to(tmp_path / "outside.png")
-    for name in ("gone.png", "text.jpeg", "../outside.png", "link.png"):
+    (root / "loop.png").symlink_to(root / "loop.png")
+    os.mkfifo(root / "pipe.png")
+    for name in ("loop.png", "pipe.png", "gone.png", "text.jpeg", "../outside.png", "link.png"):
         assert thumbnail(root, name) is None

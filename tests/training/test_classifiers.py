@@ -62,5 +62,4 @@ def test_a_saved_classifier_gives_the_same_scores_without_pickle(problem, name, 
     untrusted = skops.io.get_untrusted_types(file=file)
     assert all(kind.startswith(("sklearn.", "numpy.", "scipy.")) for kind in untrusted)
     loaded = skops.io.load(file, trusted=untrusted)
-    wide = features.astype(np.float64)
-    assert score_classifier(loaded, wide) == pytest.approx(trained.scores, abs=1e-6)
+    assert score_classifier(loaded, features) == pytest.approx(trained.scores, abs=1e-6)

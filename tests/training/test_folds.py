@@ -54,3 +54,23 @@ def test_too_few_patients_of_a_class_are_told(images) -> None:
     rare = np.where(np.arange(N) < 6, 1, 0)
     with pytest.raises(UserError, match="Received: 3 of class 1 and cross_validation.folds 4"):
         make_folds(rare, patients, splits, SETTINGS, seed=0)
+
+
+def test_a_fold_without_a_class_is_refused() -> None:
+    """Twelve patients with images of both classes: some division leaves a class to one side."""
+    rng = np.random.default_rng(0)
+    settings = CrossValidationConfig(folds=3, repeats=1)
+    told = 0
+    for _ in range(300):
+        labels = np.zeros(24, np.int64)
+        labels[rng.choice(24, 4, replace=False)] = 1
+        patients = [f"p{i // 2}" for i in range(24)]
+        splits = np.array(["train"] * 24)
+        try:
+            folds = make_folds(labels, patients, splits, settings, seed=0)
+        except UserError:
+            told += 1
+            continue
+        for fold in folds:
+            assert len(np.unique(labels[fold.held_out])) == len(np.unique(labels[fold.train])) == 2
+    assert told < 300

@@ -253,12 +253,53 @@ def test_classifiers_and_heads_of_ones_own_are_rows_as_any(tmp_path: Path) -> No
     assert pd.read_csv(run / "results.csv")["head"].tolist() == [*heads, "other"]
 
 
-def test_classifiers_need_features_in_memory(tmp_path: Path) -> None:
+def test_classifiers_need_features_in_memory_and_say_so_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
     make_store(tmp_path / "features")
-    with pytest.raises(UserError, match="Expected features that fit training.memory_gb, as logist"):
-        run_train(
-            make_experiment(tmp_path, heads=["logistic"], training={"memory_gb": 1e-9, "epochs": 1})
+    little = make_experiment(
+        tmp_path, heads=["gap", "logistic"], training={"memory_gb": 1e-9, "epochs": 1}
+    )
+    with pytest.raises(UserError, match="Expected pooled features that fit training.memory_gb"):
+        run_train(little)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_memory_and_other_folds_make_no_other_experiment(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    cross = run / "predictions" / "ResNet50-none-gap-cross.parquet"
+    asked = {"heads": ["gap"], "seeds": [0]}
+    run_train(make_experiment(tmp_path, **asked, cross_validation={"folds": 2, "repeats": 1}))
+    heads = {f: f.stat().st_mtime_ns for f in (run / "heads").iterdir()}
+    training = {"epochs": 2, "memory_gb": 3.0}
+    run_train(
+        make_experiment(
+            tmp_path, **asked, training=training, cross_validation={"folds": 3, "repeats": 1}
         )
+    )
+    assert {f: f.stat().st_mtime_ns for f in (run / "heads").iterdir()} == heads
+    assert sorted(pd.read_parquet(cross)["fold"].unique()) == [0, 1, 2]
+    run_train(make_experiment(tmp_path, **asked, cross_validation=None))
+    assert not cross.exists()
+    assert json.loads((run / "results.json").read_text())["selected"] is None
+
+
+def test_heads_added_without_the_others_select_nothing(tmp_path: Path, caplog) -> None:
+    make_store(tmp_path / "features")
+    settings = {"folds": 2, "repeats": 1}
+    run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0], cross_validation=None))
+    added = make_experiment(tmp_path, heads=["logistic"], seeds=[0], cross_validation=settings)
+    with caplog.at_level("WARNING"):
+        run_train(added)
+    assert "no configuration is selected: ResNet50-none-gap is not cross-valid" in caplog.text
+    both = make_experiment(
+        tmp_path, heads=["gap", "logistic"], seeds=[0], cross_validation=settings
+    )
+    run_train(both)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["selected"] is not None
+    assert len(results["configurations"]) == 2
 
 
 def test_too_few_images_are_not_cross_validated_and_a_warning_says_so(
@@ -301,10 +342,10 @@ def test_a_run_of_before_a_key_was_there_has_its_default(tmp_path: Path) -> None
     run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0]))
     file = tmp_path / "run" / "experiment.json"
     content = json.loads(file.read_text())
-    del content["experiment"]["training"]["memory_gb"]
+    del content["experiment"]["training"]["batch_size"]
     file.write_text(json.dumps(content))
     run_train(make_experiment(tmp_path, heads=["gap"], seeds=[1]))
-    content["experiment"]["training"]["memory_gb"] = 1.0
+    content["experiment"]["training"]["batch_size"] = 32
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="differs in training"):
         run_train(make_experiment(tmp_path, heads=["gap"], seeds=[2]))
