@@ -28,7 +28,7 @@ def slow_check(run: Path, features: Path) -> set[tuple[str, ...]]:
     (record,) = features.glob("*/_extraction.json")
     stored = pq.ParquetDataset(record.parent).read().to_pandas()
     stored = stored.set_index("image_id").sort_index()
-    predictions = pq.read_table(next((run / "predictions").glob("*.parquet"))).to_pandas()
+    predictions = pq.read_table(next((run / "predictions").glob("*-seed*.parquet"))).to_pandas()
     splits = predictions.set_index("image_id")["split"].reindex(stored.index).to_numpy()
     pooled = np.stack(stored["pooled"]).astype(np.float64)
     train = pooled[splits == "train"]
