@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
-from cxr_spark.evaluation.intervals import CONFIDENCE, Interval
+from cxr_spark.evaluation.intervals import CONFIDENCE, Interval, unit_of
 
 VALUES_AT_ONCE = 2**21  # of weights, so that memory does not grow with the resamples
 
@@ -45,7 +45,7 @@ def draw_patients(
 
     Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 3.8.
     """
-    unit = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    unit = unit_of(groups, len(labels))
     n_units = int(unit.max()) + 1
     one_hot = np.eye(int(labels.max()) + 1)[labels]
     present = one_hot.any(axis=0)

@@ -77,7 +77,7 @@ def estimate_aucs(
     where every patient has one image it is DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988).
     """
     truth = np.asarray(y_true, bool)
-    unit = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    unit = unit_of(groups, len(truth))
     n_units = int(unit.max()) + 1
     columns = []
     for of_classifier in y_scores:
@@ -102,6 +102,14 @@ def estimate_aucs(
         crossed = positive.T @ negative
         covariance += _corrected(n_units) * (crossed + crossed.T)
     return Estimate(auc, covariance, min(counts))
+
+
+def unit_of(groups: npt.ArrayLike | None, n_images: int) -> npt.NDArray[np.int64]:
+    """Return the patient of each image as a number from 0; None makes each image one of its own."""
+    if groups is None:
+        return np.arange(n_images)
+    numbers: npt.NDArray[np.int64] = np.unique(groups, return_inverse=True)[1]
+    return numbers
 
 
 def _corrected(n: int) -> float:

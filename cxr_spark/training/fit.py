@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.fit_classifier import fit_classifier
 from cxr_spark.training.folds import Fold
 from cxr_spark.training.head_table import HeadRow
-from cxr_spark.training.heads import Head
+from cxr_spark.training.heads import Head, Standardisation
 from cxr_spark.training.inputs import InMemory, Inputs
 from cxr_spark.training.replicas import Replica, train_replicas
 from cxr_spark.training.standardise import standardise
@@ -57,6 +58,18 @@ class Training:
             and head.is_softmax_of_pooled
         )
 
+    @cached_property
+    def _scaling(self) -> Standardisation:
+        """That of the training split, once for all heads and seeds: maps may stream for minutes."""
+        return standardise(self.inputs, self.assigned.splits)
+
+    def _scaling_of(self, splits: npt.NDArray[np.str_]) -> Standardisation | None:
+        if not self.experiment.standardise:
+            return None
+        if splits is self.assigned.splits:
+            return self._scaling
+        return standardise(self.inputs, splits)
+
     def _splits_of(self, fold: Fold) -> npt.NDArray[np.str_]:
         """Return the splits of a fold: what it holds out neither trains nor validates."""
         splits = self.assigned.splits.copy()
@@ -73,7 +86,7 @@ class Training:
             yield from self._fit_classifier(head, seeds, splits)
             return
         how = head.training(experiment.training)
-        scalings = [standardise(inputs, s) if experiment.standardise else None for s in splits]
+        scalings = [self._scaling_of(s) for s in splits]
         if self.trains_together(head):
             assert isinstance(inputs, InMemory), "as trains_together says"
             replicas = [

@@ -35,6 +35,7 @@ from cxr_spark.training.run_folder import (
     check_same_features,
     cross_name,
     head_name,
+    is_trained,
     predictions_file,
     update_experiment,
     write_predictions,
@@ -167,10 +168,7 @@ def _missing(
     for key, record in chosen.items():
         for head in heads:
             configuration = Configuration(*key, head.name)
-            there = [
-                (run / "heads" / f"{head_name(configuration.name, seed)}.json").exists()
-                for seed in experiment.seeds
-            ]
+            there = [is_trained(run, configuration.name, seed) for seed in experiment.seeds]
             wanted = bool(folds) and (
                 head.takes == "pooled" or bool(settings and settings.feature_maps)
             )
@@ -201,11 +199,7 @@ def _seconds_left(done: Sequence[tuple[_Work, float]], left: Sequence[_Work]) ->
 
 def _fit(run: Path, work: _Work, training: Training, images: ImageKeys) -> None:
     """Train and store the seeds that the run folder lacks."""
-    there = {
-        seed
-        for seed in work.seeds
-        if (run / "heads" / f"{head_name(work.configuration.name, seed)}.json").exists()
-    }
+    there = {seed for seed in work.seeds if is_trained(run, work.configuration.name, seed)}
     seeds = (
         work.seeds
         if training.trains_together(work.head)

@@ -85,6 +85,11 @@ def head_name(configuration: str, seed: int) -> str:
     return f"{configuration}-seed{seed}"
 
 
+def is_trained(run: Path, configuration: str, seed: int) -> bool:
+    """Return whether the run folder holds a trained head, whole."""
+    return (run / "heads" / f"{head_name(configuration, seed)}.json").exists()
+
+
 def cross_name(configuration: str) -> str:
     """Return the name that the cross-validation of a configuration carries."""
     return f"{configuration}{CROSS}"
