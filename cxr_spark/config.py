@@ -68,6 +68,16 @@ class CrossValidationConfig(_Section):
     feature_maps: bool = False
 
 
+class TuningConfig(_Section):
+    """How the heads ``tuned_...`` are searched for.
+
+    Attributes:
+        trials: sets of parameters that are tried of each, on each backbone.
+    """
+
+    trials: Annotated[int, Field(ge=2)] = 50
+
+
 class EvaluationConfig(_Section):
     """How measures are made; a change of it trains nothing again.
 
@@ -134,10 +144,13 @@ class Experiment(_Section):
     extraction: list[str] = []
     heads: Annotated[list[str], Field(min_length=1)] = ["gap", "fc1024"]
     custom_heads: dict[str, HeadConfig] = {}
+    concatenations: list[str] = []
+    averages: dict[str, Annotated[list[Text], Field(min_length=1)]] = {}
     standardise: bool = False
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     training: TrainingConfig = TrainingConfig()
     cross_validation: CrossValidationConfig | None = CrossValidationConfig()
+    tuning: TuningConfig = TuningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     overwrite: bool = False
     refresh: bool = False
@@ -156,7 +169,7 @@ class Experiment(_Section):
     def _one_preprocessing(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("backbones", "heads", "seeds", "preprocessing", "extraction")
+    @field_validator("backbones", "heads", "seeds", "preprocessing", "extraction", "concatenations")
     @classmethod
     def _no_duplicates(cls, value: list[Any]) -> list[Any]:
         if len(set(value)) != len(value):
@@ -183,6 +196,9 @@ class Experiment(_Section):
         for head in self.heads:
             if head not in head_table(self):
                 raise one_of("each of heads", head, head_table(self))
+        self._check_concatenations()
+        self._check_averages()
+        self._check_tuned()
         make_adapter(self.dataset.adapter, self.dataset.patient_pattern)
         if (
             self.dataset.adapter == "folder"
@@ -194,6 +210,46 @@ class Experiment(_Section):
                 "patients. Received: none. Give the pattern, or set split.unit: image."
             )
         return self
+
+    @property
+    def tuned_heads(self) -> list[str]:
+        """The heads whose parameters are searched for."""
+        from cxr_spark.training.spaces import TUNED
+
+        return [name for name in self.heads if name in TUNED]
+
+    def _check_concatenations(self) -> None:
+        for name in self.concatenations:
+            parts = name.split("+")
+            if len(parts) < 2 or len(set(parts)) < len(parts) or not {*parts} <= {*self.backbones}:
+                raise UserError(
+                    "Expected each of concatenations to join two or more of the experiment's "
+                    f"backbones by '+', as {'+'.join([*self.backbones, 'ANOTHER'][:2])}. "
+                    f"Received: {name!r}"
+                )
+
+    def _check_averages(self) -> None:
+        for name in self.averages:
+            if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+                raise UserError(
+                    "Expected names of averages of letters, digits, _ and . alone. "
+                    f"Received: {name!r}"
+                )
+
+    def _check_tuned(self) -> None:
+        from cxr_spark.training.spaces import TUNED
+
+        tuned, settings = self.tuned_heads, self.cross_validation
+        if tuned and settings is None:
+            raise UserError(
+                f"Expected cross_validation, by which {tuned[0]} is tuned. Received: null"
+            )
+        on_maps = [name for name in tuned if TUNED[name].takes == "feature_map"]
+        if on_maps and settings and not settings.feature_maps:
+            raise UserError(
+                f"Expected cross_validation.feature_maps: true for {on_maps[0]}, which takes "
+                f"{self.tuning.trials} times as long as its folds. Received: false"
+            )
 
 
 def load_experiment(path: str, flags: dict[str, Any]) -> Experiment:

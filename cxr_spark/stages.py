@@ -54,12 +54,14 @@ def run_extract(experiment: Experiment) -> None:
 
 def run_train(experiment: Experiment) -> None:
     """Train the experiment's heads on its features folder and write results.csv and leaks.csv."""
+    from cxr_spark.averages import write_averages
     from cxr_spark.leak_check import check_leaks
     from cxr_spark.training.job import train
 
     features, run = _required(experiment, "features"), _required(experiment, "run")
     trained_on = train(experiment, features, run)
     check_leaks(run, features, trained_on)
+    write_averages(run, experiment)
     write_results(run)
 
 

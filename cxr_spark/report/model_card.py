@@ -20,7 +20,7 @@ def write_model_card(run: Path, measures: RunMeasures, *, takes: str) -> Path:
         takes: what the head takes, 'pooled' or 'feature_map'.
     """
     row = measures.shown.row
-    extraction = _extraction_of(measures.experiment["extractions"], row)
+    extractions = _extractions_of(measures.experiment["extractions"], row)
     environment = make_environment()
     text = environment.get_template("model_card.md").render(
         measures=measures,
@@ -28,9 +28,7 @@ def write_model_card(run: Path, measures: RunMeasures, *, takes: str) -> Path:
         notice=measures.experiment.get("demonstration", ""),
         row=row,
         takes=takes,
-        identity=extraction["identity"],
-        weights=extraction["weights"],
-        fingerprint=extraction["fingerprint"],
+        extractions=extractions,
         two_classes=measures.experiment["task"]["positive"] is not None,
         selected=bool(row["selected"]),
     )
@@ -39,10 +37,12 @@ def write_model_card(run: Path, measures: RunMeasures, *, takes: str) -> Path:
     return file
 
 
-def _extraction_of(extractions: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
-    return next(
+def _extractions_of(extractions: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a row was trained on: one extraction or several; of an average, all."""
+    of = [
         extraction
         for extraction in extractions
-        if extraction["identity"]["backbone"] == row["backbone"]
+        if extraction["identity"]["backbone"] in row["backbone"].split("+")
         and extraction["identity"]["preprocessing"] == row["preprocessing"]
-    )
+    ]
+    return of or extractions

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -15,11 +15,17 @@ class Classifier:
         name: its name in configurations.
         make: returns the estimator, not fitted, for a seed; one without chance ignores it.
         takes: what it is trained on.
+        parameters: of the estimator, where they are not those that ``make`` sets.
     """
 
     name: str
     make: Callable[[int], Any]
     takes: Literal["pooled"] = "pooled"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def estimator(self, seed: int) -> Any:
+        """Return the estimator, not fitted."""
+        return self.make(seed).set_params(**self.parameters)
 
 
 def _logistic(seed: int) -> Any:

@@ -14,7 +14,6 @@ from cxr_spark.training.assign import Assigned
 from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.fit_classifier import fit_classifier
 from cxr_spark.training.folds import Fold
-from cxr_spark.training.head_table import HeadRow
 from cxr_spark.training.heads import Head, Standardisation
 from cxr_spark.training.inputs import InMemory, Inputs
 from cxr_spark.training.replicas import Replica, train_replicas
@@ -36,21 +35,27 @@ class Training:
     inputs: Inputs
     assigned: Assigned
 
-    def fit_seeds(self, head: HeadRow, seeds: Sequence[int]) -> Iterator[tuple[int, TrainedHead]]:
+    def fit_seeds(
+        self, head: Head | Classifier, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, TrainedHead]]:
         """Train a head with each seed, and yield it with its seed."""
         splits = self.assigned.splits
         yield from zip(seeds, self._fit(head, seeds, [splits] * len(seeds)), strict=True)
 
     def fit_folds(
-        self, head: HeadRow, folds: Sequence[Fold], seed: int
+        self, head: Head | Classifier, folds: Sequence[Fold], seed: int
     ) -> Iterator[tuple[Fold, npt.NDArray[np.float32]]]:
         """Train a head for each fold, and yield the scores of the images that it held out."""
+        if isinstance(head, Classifier):
+            for fold in folds:
+                yield fold, self._fit_classifier(head, seed, fold.train, fold.held_out).scores
+            return
         splits = [self._splits_of(fold) for fold in folds]
         trained = self._fit(head, [seed] * len(folds), splits)
         for fold, one in zip(folds, trained, strict=True):
             yield fold, one.scores[fold.held_out]
 
-    def trains_together(self, head: HeadRow) -> bool:
+    def trains_together(self, head: Head | Classifier) -> bool:
         """Return whether several heads of a kind are trained in one go."""
         return (
             isinstance(self.inputs, InMemory)
@@ -77,13 +82,14 @@ class Training:
         return splits
 
     def _fit(
-        self, head: HeadRow, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
+        self, head: Head | Classifier, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
     ) -> Iterator[TrainedHead]:
         """Train a head for each seed and its splits: together where that is faster."""
         experiment, inputs, labels = self.experiment, self.inputs, self.assigned.labels
         n_classes = len(self.assigned.task.classes)
         if isinstance(head, Classifier):
-            yield from self._fit_classifier(head, seeds, splits)
+            for seed, s in zip(seeds, splits, strict=True):
+                yield self._fit_classifier(head, seed, np.flatnonzero(s == "train"))
             return
         how = head.training(experiment.training)
         scalings = [self._scaling_of(s) for s in splits]
@@ -108,11 +114,13 @@ class Training:
             )  # fmt: skip
 
     def _fit_classifier(
-        self, classifier: Classifier, seeds: Sequence[int], splits: Sequence[npt.NDArray[np.str_]]
-    ) -> Iterator[TrainedHead]:
+        self,
+        classifier: Classifier,
+        seed: int,
+        train: npt.NDArray[np.int64],
+        scored: npt.NDArray[np.int64] | None = None,
+    ) -> TrainedHead:
         assert isinstance(self.inputs, InMemory), "train refuses what does not fit"
-        for seed, s in zip(seeds, splits, strict=True):
-            yield fit_classifier(
-                classifier, self.inputs.values, self.assigned.labels, np.flatnonzero(s == "train"),
-                seed=seed,
-            )  # fmt: skip
+        return fit_classifier(
+            classifier, self.inputs.values, self.assigned.labels, train, seed=seed, scored=scored
+        )

@@ -22,8 +22,9 @@ def fit_classifier(
     train: npt.NDArray[np.int64],
     *,
     seed: int,
+    scored: npt.NDArray[np.int64] | None = None,
 ) -> TrainedHead:
-    """Fit a classifier on the training images alone, and score all.
+    """Fit a classifier on the training images alone, and score all, or some.
 
     Args:
         classifier: a row of the table.
@@ -31,17 +32,19 @@ def fit_classifier(
         labels: int64 of shape (n_images,), class indices.
         train: int64, positions of the images that it is fitted on, every class among them.
         seed: of the classifier.
+        scored: int64, positions of the images that are scored, in the order of their scores.
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     began = time.perf_counter()
-    pipeline = make_pipeline(StandardScaler(), classifier.make(seed))
+    pipeline = make_pipeline(StandardScaler(), classifier.estimator(seed))
     # In float64: features of untrained backbones are too small for a variance in float32.
     pipeline.fit(features[train].astype(np.float64), labels[train])
     seconds = time.perf_counter() - began
-    parts = range(0, len(features), IMAGES_AT_ONCE)
-    scores = [score_classifier(pipeline, features[i : i + IMAGES_AT_ONCE]) for i in parts]
+    asked = features if scored is None else features[scored]
+    parts = range(0, len(asked), IMAGES_AT_ONCE)
+    scores = [score_classifier(pipeline, asked[i : i + IMAGES_AT_ONCE]) for i in parts]
     return TrainedHead(pipeline, {}, np.concatenate(scores), seconds)
 
 

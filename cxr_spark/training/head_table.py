@@ -1,4 +1,4 @@
-"""The one table of heads that an experiment may name: networks, classifiers, and its own."""
+"""The one table of heads that an experiment may name: networks, classifiers, tuned, its own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from cxr_spark.training.classifiers import CLASSIFIERS, Classifier
 from cxr_spark.training.heads import HEADS, Head
+from cxr_spark.training.spaces import TUNED, Tuned
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
 
-HeadRow = Head | Classifier
-TABLE: dict[str, HeadRow] = {**HEADS, **CLASSIFIERS}
+HeadRow = Head | Classifier | Tuned
+TABLE: dict[str, HeadRow] = {**HEADS, **CLASSIFIERS, **TUNED}
 
 
 def head_table(experiment: Experiment) -> dict[str, HeadRow]:

@@ -7,9 +7,10 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,13 @@ from cxr_spark.extraction.store import ExtractionRecord, read_errors
 from cxr_spark.files import write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
-from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.describe import describe_run
 from cxr_spark.training.fit import Training
 from cxr_spark.training.folds import Fold, make_folds
 from cxr_spark.training.head_table import HeadRow, head_table
-from cxr_spark.training.inputs import GIGABYTE, open_inputs, told
-from cxr_spark.training.reader import ImageKeys, feature_shape, read_keys
+from cxr_spark.training.inputs import told
+from cxr_spark.training.joined import check_memory, join_backbones, open_joined
+from cxr_spark.training.reader import ImageKeys, read_keys
 from cxr_spark.training.run_folder import (
     Configuration,
     begin_run,
@@ -37,10 +38,12 @@ from cxr_spark.training.run_folder import (
     head_name,
     is_trained,
     predictions_file,
+    trials_file,
     update_experiment,
     write_predictions,
 )
 from cxr_spark.training.trainer import TrainedHead
+from cxr_spark.training.tune import Settled, settle
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +54,14 @@ class _Work:
 
     configuration: Configuration
     head: HeadRow
-    record: ExtractionRecord
+    records: tuple[ExtractionRecord, ...]
     seeds: tuple[int, ...]
     cross_validates: bool
 
     @property
-    def inputs(self) -> tuple[ExtractionRecord, str]:
+    def inputs(self) -> tuple[tuple[ExtractionRecord, ...], str]:
         """What it is trained on; work on the same inputs stands side by side."""
-        return self.record, self.head.takes
+        return self.records, self.head.takes
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     check_run(run, experiment)
     chosen = choose_extractions(features, experiment)
     records = list(chosen.values())
-    _check_memory(features, chosen.values(), experiment)
+    sources = join_backbones(chosen, experiment.concatenations)
+    check_memory(features, sources.values(), experiment)
     images = read_keys(features, records[0])
     assigned = assign(experiment, images)
     if not experiment.overwrite:
@@ -97,19 +101,21 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     for folder in ("heads", "predictions"):
         (run / folder).mkdir(exist_ok=True)
     folds = _folds(experiment, images, assigned)
-    works = _missing(run, chosen, experiment, folds)
+    works = _missing(run, sources, experiment, folds)
     done: list[tuple[_Work, float]] = []
-    for (record, takes), same_inputs in itertools.groupby(works, key=lambda work: work.inputs):
-        inputs = open_inputs(
-            features, record, takes, images.image_id, memory_gb=experiment.training.memory_gb
+    for (joined, takes), same_inputs in itertools.groupby(works, key=lambda work: work.inputs):
+        inputs = open_joined(
+            features, joined, takes, images.image_id, memory_gb=experiment.training.memory_gb
         )
         with contextlib.closing(inputs), told(inputs):
             training = Training(experiment, inputs, assigned)
             for work in same_inputs:
                 began = time.monotonic()
-                _fit(run, work, training, images)
+                trials = trials_file(run, work.configuration.name)
+                settled = settle(training, work.head, folds, trials)
+                _fit(run, work, training, images, settled)
                 if work.cross_validates:
-                    _cross_validate(run, work, training, folds, images)
+                    _cross_validate(run, work, training, images, folds, settled)
                 done.append((work, time.monotonic() - began))
                 log.info(
                     "training: %d of %d, %s in %.1f s, about %.0f s left",
@@ -119,28 +125,12 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     return Trained(records, images, assigned)
 
 
-def _check_memory(
-    features: Path, records: Iterable[ExtractionRecord], experiment: Experiment
-) -> None:
-    """Refuse classifiers whose features would have to be streamed, before anything is written.
+def _folds(experiment: Experiment, images: ImageKeys, assigned: Assigned) -> list[Fold]:
+    """Return the folds of cross-validation; none where images are too few, with a warning.
 
     Raises:
-        UserError: names the classifier and what it would take.
+        UserError: images are too few, and a head is tuned by them.
     """
-    table = head_table(experiment)
-    named = [name for name in experiment.heads if isinstance(table[name], Classifier)]
-    for record in records if named else ():
-        n_bytes = 4 * record.n_rows * feature_shape(features, record, "pooled")[0]
-        if n_bytes > experiment.training.memory_gb * GIGABYTE:
-            raise UserError(
-                f"Expected pooled features that fit training.memory_gb, as {named[0]} needs. "
-                f"Received: {n_bytes / GIGABYTE:.2f} GB of {record.identity.backbone} and "
-                f"{experiment.training.memory_gb:g}. Raise it, or leave {', '.join(named)} out."
-            )
-
-
-def _folds(experiment: Experiment, images: ImageKeys, assigned: Assigned) -> list[Fold]:
-    """Return the folds of cross-validation; none where images are too few, with a warning."""
     if experiment.cross_validation is None:
         return []
     try:
@@ -149,13 +139,15 @@ def _folds(experiment: Experiment, images: ImageKeys, assigned: Assigned) -> lis
             experiment.cross_validation, seed=experiment.split.seed,
         )  # fmt: skip
     except UserError as error:
+        if experiment.tuned_heads:
+            raise
         log.warning("no cross-validation, so that no configuration is selected: %s", error)
         return []
 
 
 def _missing(
     run: Path,
-    chosen: dict[tuple[str, str], ExtractionRecord],
+    sources: Mapping[tuple[str, str], tuple[ExtractionRecord, ...]],
     experiment: Experiment,
     folds: Sequence[Fold],
 ) -> list[_Work]:
@@ -165,8 +157,10 @@ def _missing(
     heads = sorted(named, key=lambda head: head.takes, reverse=True)
     settings = experiment.cross_validation
     works, n_there = [], 0
-    for key, record in chosen.items():
+    for key, records in sources.items():
         for head in heads:
+            if len(records) > 1 and head.takes != "pooled":
+                continue  # the maps of two backbones have different grids
             configuration = Configuration(*key, head.name)
             there = [is_trained(run, configuration.name, seed) for seed in experiment.seeds]
             wanted = bool(folds) and (
@@ -175,7 +169,7 @@ def _missing(
             work = _Work(
                 configuration,
                 head,
-                record,
+                records,
                 # All of them: heads that are trained together differ by rounding from others.
                 () if all(there) else tuple(experiment.seeds),
                 wanted and not predictions_file(run, cross_name(configuration.name)).exists(),
@@ -197,17 +191,17 @@ def _seconds_left(done: Sequence[tuple[_Work, float]], left: Sequence[_Work]) ->
     return sum(float(np.mean(seconds[work.configuration.head] or overall)) for work in left)
 
 
-def _fit(run: Path, work: _Work, training: Training, images: ImageKeys) -> None:
+def _fit(run: Path, work: _Work, training: Training, images: ImageKeys, settled: Settled) -> None:
     """Train and store the seeds that the run folder lacks."""
     there = {seed for seed in work.seeds if is_trained(run, work.configuration.name, seed)}
     seeds = (
         work.seeds
-        if training.trains_together(work.head)
+        if training.trains_together(settled.head)
         else [seed for seed in work.seeds if seed not in there]
     )
-    for seed, trained in training.fit_seeds(work.head, seeds):
+    for seed, trained in training.fit_seeds(settled.head, seeds):
         if seed not in there:
-            _store(run, work, seed, trained, images, training.assigned)
+            _store(run, work, seed, trained, images, training.assigned, settled.search)
             told = trained.history.get("val_auc")
             log.info(
                 "  seed %d: trained in %.1f s%s", seed, trained.seconds,
@@ -216,15 +210,24 @@ def _fit(run: Path, work: _Work, training: Training, images: ImageKeys) -> None:
 
 
 def _cross_validate(
-    run: Path, work: _Work, training: Training, folds: Sequence[Fold], images: ImageKeys
+    run: Path,
+    work: _Work,
+    training: Training,
+    images: ImageKeys,
+    folds: Sequence[Fold],
+    settled: Settled,
 ) -> None:
     """Store the scores of images that were held out, in the columns of all predictions."""
     seed = training.experiment.split.seed  # the same whatever seeds a command names
+    alike = itertools.groupby(
+        zip(settled.by_fold, folds, strict=True), key=lambda head_and_fold: head_and_fold[0]
+    )
     tables = [
         _predictions(
             work.configuration, seed, images, training.assigned, scores, fold.held_out
         ).assign(split="val", repeat=fold.repeat, fold=fold.fold)
-        for fold, scores in training.fit_folds(work.head, folds, seed)
+        for head, group in alike
+        for fold, scores in training.fit_folds(head, [fold for _, fold in group], seed)
     ]
     write_predictions(
         predictions_file(run, cross_name(work.configuration.name)),
@@ -258,7 +261,13 @@ def _predictions(
 
 
 def _store(
-    run: Path, work: _Work, seed: int, trained: TrainedHead, images: ImageKeys, assigned: Assigned
+    run: Path,
+    work: _Work,
+    seed: int,
+    trained: TrainedHead,
+    images: ImageKeys,
+    assigned: Assigned,
+    search: dict[str, Any] | None,
 ) -> None:
     """Store one trained head; its .json is written last and says that all of it is there."""
     configuration = work.configuration
@@ -276,8 +285,9 @@ def _store(
             "seed": seed,
             "takes": work.head.takes,
             "classes": list(assigned.task.classes),
-            "extraction": work.record.fingerprint,
-            "weights": work.record.weights,
+            "extraction": "+".join(record.fingerprint for record in work.records),
+            "weights": ", ".join(dict.fromkeys(record.weights for record in work.records)),
+            **({} if search is None else {"search": search}),
             "train_seconds": round(trained.seconds, 3),
             "history": trained.history,
         },

@@ -7,6 +7,7 @@
       heads/<name>.json             how it was trained: history by epoch, seconds
       predictions/<name>.parquet    a row for every image, in the columns below;
                                   <configuration>-cross.parquet a row for every image held out
+      tuning/<configuration>.json   the trials of a search for a head's parameters
       leaks.csv                     pairs of images of two splits that are one X-ray, or nearly
 
 A <name> is ``<configuration>-seed<seed>``.
@@ -48,22 +49,24 @@ PREDICTION_SCHEMA = pa.schema(
 
 # Not compared: where results go, images lie, and how scores are measured train no head anew.
 _PLACES = {
-    "name", "images", "features", "run", "feature_maps", "evaluation", "cross_validation",
+    "name", "images", "features", "run", "feature_maps", "evaluation", "averages",
 }  # fmt: skip
+# Compared only where a head was tuned by them.
+_SEARCHES = {"cross_validation", "tuning"}
 # Not stored: the extractions themselves tell it, and are compared by their digests.
 _TOLD_ELSEWHERE = {
     "weights", "precision", "limit", "extraction", "overwrite", "refresh", "max_error_fraction",
 }  # fmt: skip
 # These may grow: more heads and seeds of the same experiment join what is there.
-_GROWING = ("heads", "seeds")
+_GROWING = ("heads", "seeds", "concatenations")
 _OURS = (
-    "experiment.json", "heads", "predictions", "results.csv", "results.json", "leaks.csv",
-    "model_card.md",
-    "report.html", "figures",
+    "experiment.json", "heads", "predictions", "tuning", "results.csv", "results.json",
+    "leaks.csv", "model_card.md", "report.html", "figures",
 )  # fmt: skip
 
 
 CROSS = "-cross"
+AVERAGE = "average"  # what stands for a backbone's name where scores of several are averaged
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ def predictions_file(run: Path, name: str) -> Path:
     return run / "predictions" / f"{name}.parquet"
 
 
+def trials_file(run: Path, configuration: str) -> Path:
+    """Return where the trials of a tuned configuration lie."""
+    return run / "tuning" / f"{configuration}.json"
+
+
 def check_run(run: Path, experiment: Experiment) -> None:
     """Refuse a run folder of another experiment; write nothing.
 
@@ -119,6 +127,8 @@ def check_run(run: Path, experiment: Experiment) -> None:
         return
     stated, stored = _stated(experiment), _completed(read_experiment(run)["experiment"])
     compared = {*stated, *stored} - _PLACES - {*_GROWING}
+    if not any((run / "tuning").glob("*.json")):
+        compared -= _SEARCHES
     for content in (stored, stated):  # how much memory there is makes no other experiment
         content.get("training", {}).pop("memory_gb", None)
     known, own = (content.get("custom_heads", {}) for content in (stored, stated))
@@ -154,7 +164,7 @@ def begin_run(run: Path, experiment: Experiment) -> None:
             file.unlink()
     stated["custom_heads"] = {**stored.get("custom_heads", {}), **stated["custom_heads"]}
     for name in _GROWING:
-        stated[name] = list(dict.fromkeys([*stored[name], *stated[name]]))
+        stated[name] = list(dict.fromkeys([*stored.get(name, []), *stated[name]]))
     update_experiment(run, experiment=stated)
 
 
@@ -204,6 +214,12 @@ def _completed(stored: dict[str, Any]) -> dict[str, Any]:
         return _stated(Experiment.model_validate(stored))
     except (ValueError, UserError):  # of a version whose keys are no longer known
         return stored
+
+
+def clear_averages(run: Path) -> None:
+    """Remove the averages of a run, which are made anew whenever what they are of may differ."""
+    for file in (*run.glob(f"heads/{AVERAGE}-*.json"), *run.glob(f"predictions/{AVERAGE}-*")):
+        file.unlink()
 
 
 def clear_run(run: Path) -> None:
@@ -256,12 +272,18 @@ def trained(run: Path) -> list[dict[str, Any]]:
             "Run train first."
         )
     stated = read_experiment(run)["experiment"]
+    backbones = [*stated["backbones"], *stated.get("concatenations", [])]
+    heads = [*stated["heads"], *stated.get("averages", {})]
+
+    def place(known: Sequence[str], name: str) -> int:
+        return known.index(name) if name in known else len(known)  # averages come last
+
     return sorted(
         records,
         key=lambda r: (
-            stated["backbones"].index(r["backbone"]),
-            stated["preprocessing"].index(r["preprocessing"]),
-            stated["heads"].index(r["head"]),
+            place(backbones, r["backbone"]),
+            place(stated["preprocessing"], r["preprocessing"]),
+            place(heads, r["head"]),
             r["seed"],
         ),
     )

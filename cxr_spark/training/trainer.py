@@ -136,14 +136,18 @@ def train_head(
     return TrainedHead(model, history, scores, seconds)
 
 
+class NoScores(UserError):
+    """A head whose scores are no numbers."""
+
+
 def check_scores(head: str, seed: int, scores: npt.NDArray[np.float32]) -> None:
     """Refuse scores that are none, and warn of a head that tells no image from another.
 
     Raises:
-        UserError: a score is NaN or infinite.
+        NoScores: a score is NaN or infinite.
     """
     if not np.isfinite(scores).all():
-        raise UserError(
+        raise NoScores(
             f"Expected finite scores of the head {head}, seed {seed}. Received: NaN or infinity. "
             "Lower training.learning_rate, or set standardise: true."
         )

@@ -20,6 +20,7 @@ from cxr_spark.extraction.store import CONTRACT, ExtractionRecord, Identity
 from cxr_spark.stages import run_report, run_train
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.inputs import open_inputs
+from cxr_spark.training.joined import open_joined
 from cxr_spark.training.run_folder import PREDICTION_SCHEMA, read_experiment
 
 N = 120
@@ -382,7 +383,7 @@ def test_inputs_are_freed_before_the_next_are_read(
         opened.append(weakref.ref(inputs._arrays[0]))  # type: ignore[attr-defined]
         return inputs
 
-    monkeypatch.setattr("cxr_spark.training.job.open_inputs", watched)
+    monkeypatch.setattr("cxr_spark.training.joined.open_inputs", watched)
     make_store(tmp_path / "features")
     run_train(make_experiment(tmp_path, seeds=[0]))
     assert alive == [0, 0]
@@ -500,3 +501,104 @@ def test_extractions_of_other_images_are_not_mixed(tmp_path: Path) -> None:
         choose_extractions(
             features, make_experiment(tmp_path, backbones=["ResNet50", "DenseNet121"])
         )
+
+
+def test_backbones_side_by_side_and_averages_are_rows_of_the_table(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    make_store(tmp_path / "features", backbone="DenseNet121")
+    run = tmp_path / "run"
+    both = {
+        "backbones": ["ResNet50", "DenseNet121"],
+        "concatenations": ["ResNet50+DenseNet121"],
+        "heads": ["gap", "logistic", "fc1024"],
+        "averages": {"pooled": ["*-gap", "*-logistic"], "lonely": ["*-knn"]},
+        "cross_validation": {"folds": 2, "repeats": 1},
+        "standardise": True,
+    }
+    run_train(make_experiment(tmp_path, **both))
+    run_report(run)
+    results = pd.read_csv(run / "results.csv")
+    configurations = results["configuration"].unique().tolist()
+    assert "ResNet50+DenseNet121-none-logistic" in configurations
+    assert "ResNet50+DenseNet121-none-fc1024" not in configurations
+    assert configurations[-1] == "average-none-pooled"
+    assert len(configurations) == 2 * 3 + 2 + 1
+    joined = json.loads(
+        (run / "heads" / "ResNet50+DenseNet121-none-logistic-seed0.json").read_text()
+    )
+    assert joined["extraction"].count("+") == 1
+    averaged = results[results["configuration"] == "average-none-pooled"]
+    assert averaged["cv_auc"].notna().all()
+    assert averaged["seed"].tolist() == [0, 1]
+    record = json.loads((run / "heads" / "average-none-pooled-seed1.json").read_text())
+    assert len(record["members"]) == 6
+    assert "average-none-pooled" in (run / "report.html").read_text()
+    # again, with fewer members: they are of what is named now
+    run_train(make_experiment(tmp_path, **{**both, "averages": {"gaps": ["*-gap"]}}))
+    names = {file.name for file in (run / "heads").glob("average-*")}
+    assert names == {"average-none-gaps-seed0.json", "average-none-gaps-seed1.json"}
+
+
+def test_what_stands_side_by_side_is_both_features_of_each_image(tmp_path: Path) -> None:
+    records = tuple(
+        make_store(tmp_path / "features", backbone=backbone)
+        for backbone in ("ResNet50", "DenseNet121")
+    )
+    image_id = np.array([f"i{i:03d}" for i in range(N)], object)
+    one, two = (
+        open_joined(tmp_path / "features", (r,), "pooled", image_id, memory_gb=1) for r in records
+    )
+    both = open_joined(tmp_path / "features", records, "pooled", image_id, memory_gb=1)
+    assert np.array_equal(both.values, np.hstack([one.values, two.values]))  # type: ignore[attr-defined]
+
+
+def test_side_by_side_needs_memory_and_names_of_the_experiment(tmp_path: Path) -> None:
+    for backbone in ("ResNet50", "DenseNet121"):
+        make_store(tmp_path / "features", backbone=backbone)
+    both = {"backbones": ["ResNet50", "DenseNet121"], "heads": ["gap"]}
+    for wrong in ("ResNet50", "ResNet50+ResNet50", "ResNet50+Xception", "ResNet50+"):
+        with pytest.raises(UserError, match="Expected each of concatenations"):
+            make_experiment(tmp_path, **both, concatenations=[wrong])
+    joined = make_experiment(
+        tmp_path, **both, concatenations=["ResNet50+DenseNet121"], training={"memory_gb": 6e-6}
+    )
+    with pytest.raises(UserError, match=r"as features side by side must.*ResNet50\+DenseNet121"):
+        run_train(joined)
+    assert not (tmp_path / "run" / "experiment.json").exists()
+
+
+def test_a_tuned_head_is_found_once_and_told(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    tuned = {
+        "heads": ["logistic", "tuned_logistic", "tuned_gap"],
+        "tuning": {"trials": 3},
+        "cross_validation": {"folds": 2, "repeats": 2},
+        "seeds": [0],
+    }
+    run_train(make_experiment(tmp_path, **tuned))
+    run_report(run)
+    trials = run / "tuning" / "ResNet50-none-tuned_logistic.json"
+    assert len(json.loads(trials.read_text())["trials"]) == 3
+    record = json.loads((run / "heads" / "ResNet50-none-tuned_logistic-seed0.json").read_text())
+    assert record["search"]["n_trials"] == 3
+    results = pd.read_csv(run / "results.csv")
+    assert results["cv_auc"].notna().all()
+    # more seeds of it are trained with what was found
+    before = trials.stat().st_mtime_ns
+    run_train(make_experiment(tmp_path, **{**tuned, "seeds": [0, 1]}))
+    assert trials.stat().st_mtime_ns == before
+    for other in ({"tuning": {"trials": 4}}, {"cross_validation": {"folds": 3, "repeats": 2}}):
+        with pytest.raises(UserError, match=f"differs in {next(iter(other))}"):
+            run_train(make_experiment(tmp_path, **{**tuned, **other}))
+
+
+def test_a_tuned_head_needs_folds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Expected cross_validation, by which tuned_gap is tuned"):
+        make_experiment(tmp_path, heads=["tuned_gap"], cross_validation=None)
+    with pytest.raises(UserError, match="feature_maps: true for tuned_fc1024"):
+        make_experiment(tmp_path, heads=["tuned_fc1024"])
+    make_store(tmp_path / "features")
+    many = make_experiment(tmp_path, heads=["tuned_gap"], cross_validation={"folds": 50})
+    with pytest.raises(UserError, match="at least as many training patients"):
+        run_train(many)
