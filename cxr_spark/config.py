@@ -219,13 +219,14 @@ class Experiment(_Section):
         return [name for name in self.heads if name in TUNED]
 
     def _check_concatenations(self) -> None:
+        from cxr_spark.backbones import BACKBONES
+
         for name in self.concatenations:
             parts = name.split("+")
-            if len(parts) < 2 or len(set(parts)) < len(parts) or not {*parts} <= {*self.backbones}:
+            if len(parts) < 2 or len(set(parts)) < len(parts) or not {*parts} <= {*BACKBONES}:
                 raise UserError(
-                    "Expected each of concatenations to join two or more of the experiment's "
-                    f"backbones by '+', as {'+'.join([*self.backbones, 'ANOTHER'][:2])}. "
-                    f"Received: {name!r}"
+                    "Expected each of concatenations to be two or more different backbones with "
+                    f"'+' between them, of {', '.join(BACKBONES)}. Received: {name!r}"
                 )
 
     def _check_averages(self) -> None:

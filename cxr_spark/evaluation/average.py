@@ -82,7 +82,8 @@ def _scores_of(first: pd.DataFrame, member: pd.DataFrame) -> npt.NDArray[np.floa
         mine, theirs = (table[column].to_numpy() for table in (member, first))
         if len(mine) != len(theirs) or not pd.Series(mine).equals(pd.Series(theirs)):
             raise ValueError(f"Expected members of the same images. Received: other {column}")
-    return np.stack(member["score"].to_list()).astype(np.float64)
+    scores: npt.NDArray[np.float64] = np.stack(member["score"].to_list()).astype(np.float64)
+    return scores
 
 
 def _with_scores(first: pd.DataFrame, scores: npt.NDArray[np.float64]) -> pd.DataFrame:

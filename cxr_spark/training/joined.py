@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from cxr_spark.training.inputs import GIGABYTE, InMemory, Inputs, open_inputs
 from cxr_spark.training.reader import feature_shape, read_inputs
 from cxr_spark.training.spaces import Tuned
 
+log = logging.getLogger(__name__)
+
 Records = tuple[ExtractionRecord, ...]
 
 
@@ -28,10 +31,15 @@ def join_backbones(
 
     Args:
         chosen: the extraction of each backbone and preprocessing.
-        concatenations: names of backbones with '+' between them.
+        concatenations: names of backbones with '+' between them; one that names a backbone which
+            is not chosen is left out, with a warning.
     """
     sources: dict[tuple[str, str], Records] = {key: (record,) for key, record in chosen.items()}
     for name in concatenations:
+        lacking = {*name.split("+")} - {backbone for backbone, _ in chosen}
+        if lacking:
+            log.warning("%s is left out: no %s in this run", name, ", ".join(sorted(lacking)))
+            continue
         for preprocessing in dict.fromkeys(of for _, of in chosen):
             parts = [chosen[backbone, preprocessing] for backbone in name.split("+")]
             sources[name, preprocessing] = tuple(parts)

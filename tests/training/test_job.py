@@ -20,7 +20,7 @@ from cxr_spark.extraction.store import CONTRACT, ExtractionRecord, Identity
 from cxr_spark.stages import run_report, run_train
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.inputs import open_inputs
-from cxr_spark.training.joined import open_joined
+from cxr_spark.training.joined import join_backbones, open_joined
 from cxr_spark.training.run_folder import PREDICTION_SCHEMA, read_experiment
 
 N = 120
@@ -552,11 +552,20 @@ def test_what_stands_side_by_side_is_both_features_of_each_image(tmp_path: Path)
     assert np.array_equal(both.values, np.hstack([one.values, two.values]))  # type: ignore[attr-defined]
 
 
+def test_a_backbone_that_is_not_there_stands_beside_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = make_store(tmp_path / "features")
+    sources = join_backbones({("ResNet50", "none"): record}, ["ResNet50+DenseNet121"])
+    assert sources == {("ResNet50", "none"): (record,)}
+    assert "ResNet50+DenseNet121 is left out: no DenseNet121 in this run" in caplog.text
+
+
 def test_side_by_side_needs_memory_and_names_of_the_experiment(tmp_path: Path) -> None:
     for backbone in ("ResNet50", "DenseNet121"):
         make_store(tmp_path / "features", backbone=backbone)
     both = {"backbones": ["ResNet50", "DenseNet121"], "heads": ["gap"]}
-    for wrong in ("ResNet50", "ResNet50+ResNet50", "ResNet50+Xception", "ResNet50+"):
+    for wrong in ("ResNet50", "ResNet50+ResNet50", "ResNet50+Xceptoin", "ResNet50+"):
         with pytest.raises(UserError, match="Expected each of concatenations"):
             make_experiment(tmp_path, **both, concatenations=[wrong])
     joined = make_experiment(
