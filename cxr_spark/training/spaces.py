@@ -58,7 +58,7 @@ SPACES: dict[str, Space] = {
         "class_weight": [None, "balanced"],
     },
     "random_forest": {
-        "max_features": Between(0.005, 0.3, "log"),
+        "max_features": Between(0.005, 0.1, "log"),
         "min_samples_leaf": Between(1, 10, "whole"),
         "criterion": ["gini", "entropy"],
         "class_weight": [None, "balanced"],
