@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cxr_spark.errors import RunFailed, UserError, nearest
+from cxr_spark.errors import RunFailed, UserError, nearest, without_credentials
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
@@ -33,7 +33,8 @@ class _Parser(argparse.ArgumentParser):
         hint = ""
         if message.startswith("unrecognized arguments: "):
             hint = nearest(message.split()[2].split("=")[0], flags)
-        self.exit(2, f"{self.prog}: error: {message}.{hint} See --help.\n")
+        line = f"{self.prog}: error: {without_credentials(message)}.{hint} See --help."
+        self.exit(2, f"{line}\n")
 
 
 def _names(text: str) -> list[str]:
@@ -69,6 +70,10 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "run": {
         "metavar": "DIR",
         "help": "the run folder: heads, predictions, results.csv, report.html",
+    },
+    "mlflow": {
+        "metavar": "URI",
+        "help": "log the run to MLflow: http://HOST:5000 or sqlite:///FILE.db",
     },
     "weights": {
         "metavar": "imagenet|random|DIR",
@@ -203,7 +208,7 @@ def _tell_when_stopped(left: str | None) -> None:
     """Say at once what Ctrl-C leaves: the JVM, which hands on what is said here, ends by it too."""
     line = (
         f"{os.path.basename(sys.argv[0])}: stopped; "
-        f"{left or f'to go on where it was: {_command()}'}\n"
+        f"{left or f'to go on where it was: {without_credentials(_command())}'}\n"
     )
     if left is None and "--overwrite" in sys.argv:
         line = line.rstrip() + " (with --overwrite again if nothing was computed yet)\n"

@@ -129,6 +129,7 @@ class Experiment(_Section):
     images: Text | None = None
     features: Text | None = None
     run: Text | None = None
+    mlflow: Text | None = None
     phantoms: PhantomConfig | None = None
     limit: Count | None = None
     dataset: DatasetConfig = DatasetConfig()

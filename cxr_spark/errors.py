@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -23,6 +24,11 @@ class RunFailed(Exception):
     def __init__(self, message: str) -> None:
         """Make one line of the message."""
         super().__init__(" ".join(message.split()))
+
+
+def without_credentials(text: str) -> str:
+    """Return a text whose addresses, as http://user:password@host, tell neither of both."""
+    return re.sub(r"://[^\s'\"]*@", "://", text)
 
 
 def nearest(name: object, names: Iterable[str]) -> str:

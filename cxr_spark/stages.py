@@ -59,14 +59,38 @@ def run_train(experiment: Experiment) -> None:
     from cxr_spark.training.job import train
 
     features, run = _required(experiment, "features"), _required(experiment, "run")
-    trained_on = train(experiment, features, run)
-    check_leaks(run, features, trained_on)
-    write_averages(run, experiment)
-    write_results(run)
+    with _tracking(run, experiment.mlflow, experiment.name):
+        trained_on = train(experiment, features, run)
+        check_leaks(run, features, trained_on)
+        write_averages(run, experiment)
+        write_results(run)
 
 
-def run_report(run: Path) -> None:
-    """Write results.csv and report.html again, from what the run folder holds."""
+@contextmanager
+def _tracking(run: Path, mlflow: str | None, name: str) -> Iterator[None]:
+    """Refuse a wrong address of MLflow before the block starts, and log the run folder after it."""
+    if mlflow is None:
+        yield
+        return
+    from cxr_spark.tracking.store import check_tracking, log_run
+
+    check_tracking(mlflow, name)
+    yield
+    log_run(run, mlflow)
+
+
+def run_report(run: Path, mlflow: str | None = None) -> None:
+    """Write results.csv and report.html again, from what the run folder holds.
+
+    Args:
+        run: the run folder.
+        mlflow: where to log it, as --mlflow gives it.
+    """
+    with _tracking(run, mlflow, read_experiment(run)["experiment"]["name"]):
+        _report(run)
+
+
+def _report(run: Path) -> None:
     from cxr_spark.evaluation.results import roc_points
     from cxr_spark.evaluation.select import SELECTION_RULE
     from cxr_spark.leak_check import read_leaks
@@ -144,6 +168,11 @@ def run_grid(experiment: Experiment) -> None:
     """
     run = _required(experiment, "run")
     check_run(run, experiment)
+    with _tracking(run, experiment.mlflow, experiment.name):
+        _grid(experiment.model_copy(update={"mlflow": None}), run)
+
+
+def _grid(experiment: Experiment, run: Path) -> None:
     features = Path(experiment.features) if experiment.features else run / "features"
     maps = experiment.feature_maps or any(
         head_table(experiment)[head].takes == "feature_map" for head in experiment.heads
@@ -157,7 +186,7 @@ def run_grid(experiment: Experiment) -> None:
         records = _extract(spark, experiment, images, features, backbones, maps)
     fingerprints = [record.fingerprint for record in records]
     run_train(experiment.model_copy(update={"features": str(features), "extraction": fingerprints}))
-    run_report(run)
+    _report(run)
 
 
 def _draw_phantoms(experiment: Experiment, run: Path) -> Path:

@@ -3,7 +3,7 @@
 from cxr_spark.cli import read_experiment_flags, run_job, share_heap
 
 FLAGS = (
-    "config", "images", "run", "features", "weights", "backbones", "heads", "seeds",
+    "config", "images", "run", "mlflow", "features", "weights", "backbones", "heads", "seeds",
     "precision", "feature-maps", "limit", "overwrite",
     "refresh", "max-error-fraction",
 )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from cxr_spark.cli import read_experiment_flags, run_job, share_heap
 
-FLAGS = ("config", "features", "run", "backbones", "heads", "seeds", "extraction", "overwrite")
+FLAGS = (
+    "config", "features", "run", "mlflow", "backbones", "heads", "seeds", "extraction", "overwrite",
+)  # fmt: skip
 
 
 def main() -> None:

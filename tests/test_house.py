@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "cxr_spark"
-ROOMS = ("engine", "dataset", "extraction", "training", "evaluation", "report")
+ROOMS = ("engine", "dataset", "extraction", "training", "evaluation", "report", "tracking")
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -37,6 +37,7 @@ def imports_of(room: str) -> set[str]:
         ("training", {"cxr_spark.dataset", "cxr_spark.extraction.store"}),
         ("evaluation", set()),
         ("report", set()),
+        ("tracking", {"cxr_spark.training.run_folder"}),
     ],
 )
 def test_rooms_know_one_another_by_their_stored_tables_only(
@@ -48,7 +49,7 @@ def test_rooms_know_one_another_by_their_stored_tables_only(
             assert any(name == d or name.startswith(f"{d}.") for d in declarations), name
 
 
-@pytest.mark.parametrize("room", ["evaluation", "report"])
+@pytest.mark.parametrize("room", ["evaluation", "report", "tracking"])
 def test_measures_and_report_know_neither_spark_nor_tensorflow(room: str) -> None:
     roots = {name.split(".")[0] for name in imports_of(room)}
     assert not roots & {"pyspark", "tensorflow", "keras", "petastorm"}

@@ -9,6 +9,7 @@
                                   <configuration>-cross.parquet a row for every image held out
       tuning/<configuration>.json   the trials of a search for a head's parameters
       leaks.csv                     pairs of images of two splits that are one X-ray, or nearly
+      mlflow.json                   what marks this run in MLflow, where it was logged
 
 A <name> is ``<configuration>-seed<seed>``.
 """
@@ -53,15 +54,17 @@ _PLACES = {
 }  # fmt: skip
 # Compared only where a head was tuned by them.
 _SEARCHES = {"cross_validation", "tuning"}
-# Not stored: the extractions themselves tell it, and are compared by their digests.
+# Not stored: the extractions themselves tell it, and are compared by their digests; the address of
+# MLflow may hold a password.
 _TOLD_ELSEWHERE = {
     "weights", "precision", "limit", "extraction", "overwrite", "refresh", "max_error_fraction",
+    "mlflow",
 }  # fmt: skip
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds", "concatenations")
 _OURS = (
     "experiment.json", "heads", "predictions", "tuning", "results.csv", "results.json",
-    "leaks.csv", "model_card.md", "report.html", "figures",
+    "leaks.csv", "model_card.md", "report.html", "figures", "mlflow.json",
 )  # fmt: skip
 
 
