@@ -134,7 +134,10 @@ def _head_entry(
         (e for e in content.get("extractions", []) if e["fingerprint"] == record["extraction"]), {}
     )
     identity = extraction.get("identity", {})
-    own = stated.get("custom_heads", {}).get(record["head"], {})
+    own = {
+        **stated.get("custom_heads", {}).get(record["head"], {}),
+        **record.get("search", {}).get("parameters", {}),
+    }
     ended = int(stored.stat().st_mtime * 1000)
     facts = {
         **{
@@ -145,8 +148,8 @@ def _head_entry(
             )
         },
         **{key: identity[key] for key in ("weights_digest", "precision") if key in identity},
-        **{f"head.{key}": own[key] for key in ("dense", "dropout", "weight_decay", "class_weights")
-           if key in own},
+        **{f"head.{key}": value for key, value in own.items()
+           if key != "takes" and key not in stated["training"]},
     }  # fmt: skip
     trained_by_epochs = _training_params(stated, own) if history else {}
     models = [stored.with_name(f"{name}{ending}") for ending in _MODELS]
