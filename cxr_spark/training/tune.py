@@ -99,7 +99,7 @@ def _search(training: Training, tuned: Tuned, folds: Sequence[Fold], file: Path)
     began, last, n_read = time.monotonic(), time.monotonic(), len(trials)
     file.parent.mkdir(exist_ok=True)
     for parameters in drawn[n_read:]:
-        trials.append(_try(training, tuned.with_parameters(parameters), folds, parameters))
+        trials.append(_try(training, tuned.trial(parameters), folds, parameters))
         write_json(file, {"trials": [without_nan(asdict(trial)) for trial in trials]})
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:

@@ -85,6 +85,18 @@ def test_what_is_drawn_can_be_trained_and_saved(
             assert isinstance(head.dense, tuple)
 
 
+def test_a_forest_is_tried_with_fewer_trees_than_it_has_at_last() -> None:
+    tuned = TUNED["tuned_random_forest"]
+    parameters = {"min_samples_leaf": 3}
+    tried, trained = tuned.trial(parameters), tuned.with_parameters(parameters)
+    assert isinstance(tried, Classifier)
+    assert isinstance(trained, Classifier)
+    assert tried.estimator(0).get_params() == {
+        **trained.estimator(0).get_params(), "n_estimators": 100
+    }  # fmt: skip
+    assert trained.estimator(0).n_estimators == 500
+
+
 def slow_search(training: Training, folds: list[Fold], trials: list[dict[str, Any]], leave: set):
     """The same by scikit-learn's pieces: mean AUC over folds, without some images."""
     tuned, found = TUNED["tuned_logistic"], []
