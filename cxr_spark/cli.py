@@ -223,13 +223,38 @@ def _tell_when_stopped(left: str | None) -> None:
 
 def _command() -> str:
     """Return the command that started this job, as a shell takes it, to go on with it."""
+    return shlex.join(word for word in _words() if word != "--overwrite")
+
+
+def _words() -> list[str]:
+    """Return the words that started this job, those for spark-submit with them."""
     started_by = Path(f"/proc/{os.getppid()}/cmdline")
     with contextlib.suppress(OSError):
         words = [os.fsdecode(word) for word in started_by.read_bytes().split(b"\0")[:-1]]
         if _SUBMIT in words:
-            words = ["spark-submit", *words[words.index(_SUBMIT) + 1 :]]
-            return shlex.join(word for word in words if word != "--overwrite")
-    return shlex.join([sys.executable, *(word for word in sys.argv if word != "--overwrite")])
+            return ["spark-submit", *words[words.index(_SUBMIT) + 1 :]]
+    return [sys.executable, *sys.argv]
+
+
+def told_command(words: Sequence[str] | None = None) -> str:
+    """Return the command that started this job, as a shell takes it, to be kept with its results.
+
+    Settings that look like secrets are named, and their values are not.
+
+    Args:
+        words: of the command; by default, those that started this process.
+    """
+    from cxr_spark.spark import REDACTED, SECRET
+
+    told = []
+    for word in _words() if words is None else words:
+        key, has_value, _ = word.partition("=")
+        if SECRET.search(word) and has_value:
+            word = f"{key}={REDACTED}"
+        elif SECRET.search(word) and "://" in word:
+            word = REDACTED
+        told.append(word)
+    return shlex.join(told)
 
 
 def share_heap() -> None:

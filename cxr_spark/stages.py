@@ -6,9 +6,11 @@ import dataclasses
 import itertools
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from cxr_spark.training.run_folder import (
     read_held_out,
     read_predictions,
     trained,
+    update_experiment,
 )
 
 if TYPE_CHECKING:
@@ -52,18 +55,51 @@ def run_extract(experiment: Experiment) -> None:
         _extract(spark, experiment, images, features, backbones, experiment.feature_maps)
 
 
-def run_train(experiment: Experiment) -> None:
-    """Train the experiment's heads on its features folder and write results.csv and leaks.csv."""
+def run_train(
+    experiment: Experiment, *, command: str = "", extraction_seconds: float | None = None
+) -> None:
+    """Train the experiment's heads on its features folder and write results.csv and leaks.csv.
+
+    Args:
+        experiment: what to train, and where.
+        command: that asked for it, to be kept in the run folder; empty where none did.
+        extraction_seconds: what it took to extract the features, to be kept beside.
+    """
     from cxr_spark.averages import write_averages
     from cxr_spark.leak_check import check_leaks
     from cxr_spark.training.job import train
 
     features, run = _required(experiment, "features"), _required(experiment, "run")
     with _tracking(run, experiment.mlflow, experiment.name):
-        trained_on = train(experiment, features, run)
+        with _keeping(run, command, extraction_seconds):
+            trained_on = train(experiment, features, run)
         check_leaks(run, features, trained_on)
         write_averages(run, experiment)
         write_results(run)
+
+
+@contextmanager
+def _keeping(run: Path, command: str, extraction_seconds: float | None) -> Iterator[None]:
+    """Add a command and its seconds to experiment.json, however the training it asks for ends.
+
+    Where it is refused nothing is added: the run folder may be another experiment's.
+    """
+    entry: dict[str, Any] = {
+        "command": command,
+        "began": datetime.now(UTC).isoformat(" ", "seconds"),
+        "extraction_seconds": extraction_seconds,
+    }
+    began, refused = time.monotonic(), False
+    try:
+        yield
+    except UserError:
+        refused = True
+        raise
+    finally:
+        if not refused and (run / "experiment.json").exists():
+            entry["training_seconds"] = round(time.monotonic() - began, 3)
+            kept = read_experiment(run).get("commands", [])
+            update_experiment(run, commands=[*kept, entry])
 
 
 @contextmanager
@@ -161,18 +197,22 @@ def _shown(
     )
 
 
-def run_grid(experiment: Experiment) -> None:
+def run_grid(experiment: Experiment, *, command: str = "") -> None:
     """Extract, train and report in one: features go to the run folder unless a folder is given.
 
     All that can be known to be wrong is found before anything is written.
+
+    Args:
+        experiment: what to extract and train, and where.
+        command: as for ``run_train``.
     """
     run = _required(experiment, "run")
     check_run(run, experiment)
     with _tracking(run, experiment.mlflow, experiment.name):
-        _grid(experiment.model_copy(update={"mlflow": None}), run)
+        _grid(experiment.model_copy(update={"mlflow": None}), run, command)
 
 
-def _grid(experiment: Experiment, run: Path) -> None:
+def _grid(experiment: Experiment, run: Path, command: str) -> None:
     features = Path(experiment.features) if experiment.features else run / "features"
     maps = experiment.feature_maps or any(
         head_table(experiment)[head].takes == "feature_map" for head in experiment.heads
@@ -183,9 +223,14 @@ def _grid(experiment: Experiment, run: Path) -> None:
         if not experiment.overwrite:
             check_same_features(run, {backbone.identity.fingerprint for backbone in backbones()})
         images = _draw_phantoms(experiment, run) if given is None else given
+        began = time.monotonic()
         records = _extract(spark, experiment, images, features, backbones, maps)
+        extraction_seconds = round(time.monotonic() - began, 3)
     fingerprints = [record.fingerprint for record in records]
-    run_train(experiment.model_copy(update={"features": str(features), "extraction": fingerprints}))
+    extracted = experiment.model_copy(
+        update={"features": str(features), "extraction": fingerprints}
+    )
+    run_train(extracted, command=command, extraction_seconds=extraction_seconds)
     _report(run)
 
 

@@ -1,6 +1,6 @@
 """Train heads on extracted features, on the driver, and write their results."""
 
-from cxr_spark.cli import read_experiment_flags, run_job, share_heap
+from cxr_spark.cli import read_experiment_flags, run_job, share_heap, told_command
 
 FLAGS = (
     "config", "features", "run", "mlflow", "backbones", "heads", "seeds", "extraction", "overwrite",
@@ -13,7 +13,7 @@ def main() -> None:
     experiment = read_experiment_flags("train.py", str(__doc__), FLAGS)
     from cxr_spark.stages import run_train
 
-    run_train(experiment)
+    run_train(experiment, command=told_command())
 
 
 if __name__ == "__main__":
