@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -151,6 +151,9 @@ def _report(run: Path) -> None:
         class_counts=counts,
         shown=_shown(run, found, predictions, rules, content),
         leaks=read_leaks(run),
+        samples=_samples(run, predictions[0], content),
+        published=_published(found, content),
+        searches=_searches(trained(run)),
     )
     page = write_report(run, measures)
     takes = next(
@@ -170,6 +173,7 @@ def _shown(
     content: dict[str, Any],
 ) -> Shown:
     """Look closely at the first seed of the selected configuration, or of the highest test AUC."""
+    from cxr_spark.evaluation.bands import N_RESAMPLES
     from cxr_spark.evaluation.detail import look_closely
     from cxr_spark.report.page import Shown
     from cxr_spark.report.thumbnails import thumbnail
@@ -179,10 +183,12 @@ def _shown(
     index = next(k for k, row in enumerate(found.rows) if row["configuration"] == name)
     detail = look_closely(predictions[index], rules, found.rows[index].get("threshold"))
     classes = content["task"]["classes"]
-    images = Path(content["experiment"].get("images") or run / "phantoms")
+    images = _images_of(run, content)
     return Shown(
         row=found.rows[index],
+        roc=detail.roc,
         precision_recall=detail.precision_recall,
+        n_drawings=N_RESAMPLES,
         reliability=(detail.reliability.score, detail.reliability.share),
         wrong=[
             {
@@ -195,6 +201,48 @@ def _shown(
             for row in detail.wrong.to_dict("records")
         ],
     )
+
+
+def _images_of(run: Path, content: dict[str, Any]) -> Path:
+    return Path(content["experiment"].get("images") or run / "phantoms")
+
+
+def _samples(run: Path, predictions: pd.DataFrame, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return some training images of each class that are still there, always the same ones."""
+    from cxr_spark.dataset.adapters import UnrecognisedPath, make_adapter
+    from cxr_spark.report.thumbnails import choose_samples, thumbnail
+
+    dataset, images = content["experiment"]["dataset"], _images_of(run, content)
+    parse = make_adapter(dataset["adapter"], dataset.get("patient_pattern"))
+    train = predictions[predictions["split"] == "train"]
+    samples = []
+    for label, truth in enumerate(content["task"]["classes"]):
+        for image_id in choose_samples(train["image_id"][train["label"] == label]):
+            finding = truth
+            with suppress(UnrecognisedPath):  # features may be of another layout than train is told
+                finding = parse(image_id).finding
+            if picture := thumbnail(images, image_id):
+                sample = {"truth": truth, "finding": finding, "picture": picture}
+                samples.append({"image_id": image_id, **sample})
+    return samples
+
+
+def _searches(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was searched for each tuned configuration, once for all of its seeds."""
+    found = {r["configuration"]: r["search"] for r in records if "search" in r}
+    return [{"configuration": name, **search} for name, search in found.items()]
+
+
+def _published(found: RunResults, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what others found on the same test images; nothing where the run's are others."""
+    from cxr_spark.evaluation.paper import N_OFFICIAL_TEST, compare_published
+
+    summary = found.summary.set_index("configuration")
+    row = summary.loc[found.verdict.selected or summary["test_auc"].idxmax()]
+    alike = _is_papers(content) and not content["demonstration"]
+    if not alike or row["n_test"] != N_OFFICIAL_TEST or pd.isna(row["test_auc_low"]):
+        return []
+    return compare_published(row["test_auc_low"], row["test_auc_high"])
 
 
 def run_grid(experiment: Experiment, *, command: str = "") -> None:

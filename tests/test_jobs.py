@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from cxr_spark.backbones import load_backbone
+from cxr_spark.training.run_folder import read_experiment
 from tests.conftest import ROOT
 
 ONLY_RESNET = ("--backbones", "ResNet50")
@@ -191,8 +193,10 @@ def test_the_grid_gives_the_same_results_in_two_folders_and_goes_on_in_one(tmp_p
     config.write_text(SMALL)
     runs = tmp_path / "one", tmp_path / "two"
     secrets = {"AWS_SECRET_ACCESS_KEY": "planted-secret", "UNRELATED": "planted-value"}
+    setting = ("--conf", "spark.hadoop.fs.s3a.secret.key=planted-secret")
     for run in runs:
-        done = submit("jobs/grid.py", "--config", str(config), "--run", str(run), **secrets)
+        words = ("jobs/grid.py", "--config", str(config), "--run", str(run))
+        done = submit(*setting, *words, **secrets)
         assert done.returncode == 0, done.stdout[-3000:]
         assert "Demonstration: generated chest phantoms" in done.stdout
         assert "80 images in = 80 rows + 0 errors" in done.stdout
@@ -207,6 +211,12 @@ def test_the_grid_gives_the_same_results_in_two_folders_and_goes_on_in_one(tmp_p
     again = submit("jobs/grid.py", "--config", str(config), "--run", str(runs[0]))
     assert again.returncode == 0, again.stdout[-3000:]
     assert {p: p.stat().st_mtime_ns for p in runs[0].glob("heads/*")} == before
+    commands = [entry["command"] for entry in read_experiment(runs[0])["commands"]]
+    assert len(commands) == 2
+    for command in commands:
+        assert command.startswith("spark-submit --")
+        assert command.endswith(f"jobs/grid.py --config {config} --run {runs[0]}")
+        assert command in html.unescape((runs[0] / "report.html").read_text(encoding="utf-8"))
     pd.testing.assert_frame_equal(results, without_times(runs[0]), check_exact=True)
 
     config.write_text(SMALL.replace("epochs: 2", "epochs: 3"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import precision_recall_curve
 
+from cxr_spark.evaluation.bands import N_RESAMPLES, Band, precision_recall_band, roc_band
+from cxr_spark.evaluation.bootstrap import draw_patients
 from cxr_spark.evaluation.calibration import Reliability, reliability
 from cxr_spark.evaluation.measures import calibrated, scored
 from cxr_spark.evaluation.rules import Rules
@@ -22,14 +21,14 @@ class Detail:
     """What is shown of one configuration and seed, all of test images.
 
     Attributes:
-        precision_recall: recall and precision, each of shape (n_points,); None for more than two
-            classes.
+        roc, precision_recall: with bands over test patients; None for more than two classes.
         reliability: of the positive score, or for more classes of the highest, scaled as rules say.
         wrong: the test images that are called wrong by the largest score: ``image_id``, ``label``,
             ``called`` and the ``score`` of what they are called.
     """
 
-    precision_recall: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    roc: Band | None
+    precision_recall: Band | None
     reliability: Reliability
     wrong: pd.DataFrame
 
@@ -47,7 +46,7 @@ def look_closely(
     """
     val, test = scored(predictions, "val"), scored(predictions, "test")
     scores = calibrated(val, test, rules)
-    curve = None
+    roc = precision_recall = None
     if rules.positive is None:
         called = test.scores.argmax(axis=1)
         found = reliability(scores.argmax(axis=1) == test.labels, scores.max(axis=1))
@@ -55,8 +54,9 @@ def look_closely(
         assert threshold is not None, "two classes have one"
         truth, score = test.labels == rules.positive, test.scores[:, rules.positive]
         called = np.where(score >= threshold, rules.positive, 1 - rules.positive)
-        precision, recall, _ = precision_recall_curve(truth, score)
-        curve = recall, precision
+        resamples = draw_patients(test.labels, test.groups, n_resamples=N_RESAMPLES)
+        roc = roc_band(truth, score, resamples)
+        precision_recall = precision_recall_band(truth, score, resamples)
         found = reliability(truth, scores[:, rules.positive])
     errors = pd.DataFrame(
         {
@@ -67,4 +67,5 @@ def look_closely(
         }
     )[called != test.labels]
     worst = errors.sort_values(["score", "image_id"], ascending=[False, True], kind="stable")
-    return Detail(curve, found, worst.head(n_wrong).reset_index(drop=True))
+    wrong = worst.head(n_wrong).reset_index(drop=True)
+    return Detail(roc, precision_recall, found, wrong)

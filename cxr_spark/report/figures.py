@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_LABELS_INSIDE = 6  # of a square panel, whose lower right is empty
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure: the name of its file, the words for who cannot see it, and its SVG."""
@@ -28,7 +31,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel: x and y of shape (n_points,), the head it belongs to, and its label."""
+    """One line of a panel: x and y of shape (n_points,), the head it belongs to, and its label.
+
+    Attributes:
+        marked: whether its points are; a line of one point is that mark alone.
+        band: the lowest and highest y at each x, shaded; None for none.
+    """
 
     head: str
     label: str
@@ -36,6 +44,7 @@ class Curve:
     y: npt.NDArray[Any]
     dashed: bool = False
     marked: bool = False
+    band: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
 
 def head_colours(heads: Sequence[str]) -> dict[str, str]:
@@ -51,17 +60,22 @@ def auc_bars(summary: pd.DataFrame, colours: dict[str, str], notice: str) -> Pic
         colours: of each head.
         notice: a line over the figure, empty for none.
     """
-    groups = list(dict.fromkeys(_group(row) for row in summary.to_dict("records")))
-    heads = list(dict.fromkeys(summary["head"]))
-    height = 0.8 / len(heads)
-    figure, axes = _figure(7.2, 1.3 + 0.34 * len(summary) + 0.15 * len(groups), notice)
-    lowest = 0.5
-    for row in summary.to_dict("records"):
-        place = (
-            groups.index(_group(row)) + (heads.index(row["head"]) - (len(heads) - 1) / 2) * height
-        )
+    rows = summary.to_dict("records")
+    groups = list(dict.fromkeys(_group(row) for row in rows))
+    rows.sort(key=lambda row: groups.index(_group(row)))  # stable: heads keep their order
+    figure, axes = _figure(7.2, 1.3 + 0.23 * len(rows) + 0.3 * len(groups), notice)
+    lowest, places, labels, place = 0.5, [], [], 0.0
+    for k, row in enumerate(rows):
+        if k == 0 or _group(row) != _group(rows[k - 1]):
+            axes.annotate(
+                _group(row), (0, place + 0.15), xycoords=("axes fraction", "data"),
+                xytext=(3, 0), textcoords="offset points", fontweight="bold", va="center",
+            )  # fmt: skip
+            place += 1.1
+        places.append(place)
+        labels.append(row["head"])
         auc, low, high = row["test_auc"], row["test_auc_low"], row["test_auc_high"]
-        axes.barh(place, auc, height * 0.86, color=colours[row["head"]], alpha=0.85)
+        axes.barh(place, auc, 0.8, color=colours[row["head"]], alpha=0.85)
         if pd.notna(low):
             axes.errorbar(
                 auc, place, xerr=[[auc - low], [high - auc]], color="#222222", capsize=2.5, lw=1
@@ -71,21 +85,17 @@ def auc_bars(summary: pd.DataFrame, colours: dict[str, str], notice: str) -> Pic
             axes.plot(row["paper_test_keras_auc"], place, "o", color="none", mec="#222222", ms=6)
         values = [auc, low, row["test_keras_auc"], row["paper_test_keras_auc"]]
         lowest = min(lowest, *(value for value in values if pd.notna(value)))
-    axes.set_yticks(range(len(groups)), groups)
+        place += 1
+    axes.set_yticks(places, labels)
+    axes.set_ylim(-0.4, place - 0.4)
     axes.invert_yaxis()
     axes.set_xlim(max(0.0, np.floor(lowest * 10) / 10), 1.0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("AUC on the test images (bars: ROC AUC, with its 95 % interval)")
-    handles = [_patch(colours[head], head) for head in heads]
-    handles.append(_marker("D", "Keras' metric, here"))
+    handles = [_marker("D", "Keras' metric, here")]
     if summary["paper_test_keras_auc"].notna().any():
         handles.append(_marker("o", "Keras' metric, paper"))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=2 if len(handles) > 3 else 3,
-        frameon=False,
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     best = summary.loc[summary["test_auc"].idxmax()]
     alt = (
         f"Bars of the test ROC AUC of {len(summary)} configurations. "
@@ -119,7 +129,10 @@ def panel(
         unit_square: whether both axes run from 0 to 1; with a diagonal they do.
     """
     square = diagonal or unit_square
-    figure, axes = _figure(3.5, 3.1 if square else 2.8, notice)
+    n_labels = len({curve.label for curve in curves})
+    inside = square and n_labels <= MOST_LABELS_INSIDE
+    below = 0.0 if inside or not square else 0.17 * ((n_labels + 1) // 2)
+    figure, axes = _figure(3.5, (3.1 if square else 2.8) + below, notice)
     axes.set_title(title, fontsize=10, loc="left")
     if diagonal:
         axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8, ls=":")
@@ -132,6 +145,11 @@ def panel(
     for curve in curves:
         style = "--" if curve.dashed else "-"
         marker = "o" if curve.marked else None
+        if curve.band is not None:
+            axes.fill_between(
+                curve.x, *curve.band, color=colours[curve.head], alpha=0.25, lw=0,
+                label="95 % of drawings",
+            )  # fmt: skip
         axes.plot(
             curve.x, curve.y, style, color=colours[curve.head], lw=1.4, label=curve.label,
             marker=marker, ms=3.5,
@@ -141,9 +159,15 @@ def panel(
     handles, labels = axes.get_legend_handles_labels()
     first = dict(zip(reversed(labels), reversed(handles), strict=True))
     ordered = list(dict.fromkeys(labels))
-    axes.legend(
-        [first[label] for label in ordered], ordered, fontsize=7.5, frameon=False, loc="lower right"
-    )
+    handles = [first[label] for label in ordered]
+    if inside:
+        axes.legend(
+            handles, ordered, fontsize=7.5, framealpha=0.8, edgecolor="none", loc="lower right"
+        )
+    else:  # lines may run anywhere, or names be many
+        figure.legend(
+            handles, ordered, fontsize=7.5, frameon=False, loc="outside lower center", ncols=2
+        )
     return _picture(name, f"{title}: {y_label} by {x_label}", figure)
 
 
@@ -167,12 +191,6 @@ def _figure(width: float, height: float, notice: str) -> tuple[Figure, Any]:
             notice if width > 5 else notice.partition(":")[0], fontsize=7.5, color="#a33"
         )
     return figure, axes
-
-
-def _patch(colour: str, label: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label, alpha=0.85)
 
 
 def _marker(shape: str, label: str) -> Any:

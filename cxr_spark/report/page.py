@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from markupsafe import Markup
 
 from cxr_spark.report.figures import Curve, Picture, auc_bars, head_colours, panel
 from cxr_spark.report.render import make_environment
+from cxr_spark.report.style import COLOURS
+
+# Where a curve is drawn, the curve, and the ends of its band: each of shape (n_points,).
+Banded = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,19 @@ class Shown:
 
     Attributes:
         row: its row of results.json.
-        precision_recall: recall and precision, or None for more than two classes.
+        roc: 1 - specificity, and sensitivity with the ends of its band; None for more than two
+            classes.
+        precision_recall: recall, and precision with the ends of its band; None likewise.
+        n_drawings: of test patients, that the bands are made of.
         reliability: mean score and share of positives of each bin.
         wrong: a row for each of its worst errors: ``image_id``, ``truth``, ``called``, ``score``,
             and ``picture``, a data URI or None.
     """
 
     row: dict[str, Any]
-    precision_recall: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    roc: Banded | None
+    precision_recall: Banded | None
+    n_drawings: int
     reliability: tuple[npt.NDArray[Any], npt.NDArray[Any]]
     wrong: Sequence[dict[str, Any]]
 
@@ -49,6 +61,11 @@ class RunMeasures:
         class_counts: images by split (columns) and class (rows).
         shown: the selected configuration's first seed, or that of the highest test AUC.
         leaks: leaks.csv, pairs of images of two splits; None where they were not looked for.
+        samples: training images: ``image_id``, ``truth``, ``finding``, and ``picture``, a data URI.
+        published: test AUCs that others found on the same test images: ``test_auc``, ``model``,
+            ``source``, and ``place``, above, below or inside the interval that the page says first.
+        searches: of each tuned configuration, its name and what was searched: ``parameters``,
+            ``auc`` and ``untuned_auc`` on held-out images, ``n_trials``, ``n_folds``, ``rule``.
     """
 
     experiment: dict[str, Any]
@@ -60,6 +77,9 @@ class RunMeasures:
     rules: dict[str, Any]
     shown: Shown
     leaks: pd.DataFrame | None = None
+    samples: Sequence[dict[str, Any]] = ()
+    published: Sequence[dict[str, Any]] = ()
+    searches: Sequence[dict[str, Any]] = ()
 
 
 SHOWN_LEAKS = 20
@@ -68,7 +88,8 @@ SHOWN_LEAKS = 20
 def write_report(run: Path, measures: RunMeasures) -> Path:
     """Write ``report.html`` and ``figures/`` into a run folder and return the page's path.
 
-    The page holds its figures and styles; it loads nothing. Every name in it is escaped.
+    The page holds its figures and styles; it loads nothing. Every name in it is escaped, and the
+    browser is told by its hash the one script that may run, which sorts the configurations.
     """
     notice = measures.experiment.get("demonstration", "")
     colours = head_colours(list(dict.fromkeys(measures.results["head"])))
@@ -83,6 +104,7 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
     for picture in (bars, *learning, *roc, *close):
         (folder / f"{picture.name}.svg").write_bytes(picture.svg)
     environment = make_environment(image=_data_uri)
+    script = files("cxr_spark.report").joinpath("sort.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html").render(
         measures=measures,
         experiment=measures.experiment["experiment"],
@@ -94,6 +116,10 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
         seed_rows=measures.results.to_dict("records"),
         answer=_answer(measures.summary),
         extractions=_extractions(measures),
+        commands=_commands(measures.experiment.get("commands", [])),
+        seconds=_seconds(measures),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         leaks=_first(measures.leaks),
         leak_counts=_leak_counts(measures.experiment.get("leaks")),
         imbalance=imbalance_table(measures.class_counts, measures.experiment["task"]["positive"]),
@@ -173,11 +199,35 @@ def _extractions(measures: RunMeasures) -> list[dict[str, Any]]:
     rows = []
     for extraction in measures.experiment["extractions"]:
         of = extraction["identity"]
-        same = (summary["backbone"] == of["backbone"]) & (
-            summary["preprocessing"] == of["preprocessing"]
-        )
+        same = [
+            of["backbone"] in backbone.split("+") and of["preprocessing"] == preprocessing
+            for backbone, preprocessing in zip(
+                summary["backbone"], summary["preprocessing"], strict=True
+            )
+        ]
         rows.append({**extraction, "configurations": summary["configuration"][same].tolist()})
     return rows
+
+
+def _commands(commands: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the different commands that made a run, each as given first, and how often."""
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in commands:
+        if entry["command"]:
+            row = rows.setdefault(entry["command"], {**entry, "n": 0})
+            row["n"] += 1
+    return list(rows.values())
+
+
+def _seconds(measures: RunMeasures) -> dict[str, float | None]:
+    """Return the seconds of a run: of extraction and of all training where told, and of heads."""
+    commands = measures.experiment.get("commands", [])
+    found: dict[str, float | None] = {"heads": float(measures.results["train_seconds"].sum())}
+    for name in ("extraction", "training"):
+        told = [entry[f"{name}_seconds"] for entry in commands]
+        known = [seconds for seconds in told if seconds is not None]
+        found[name] = sum(known) if known else None
+    return found
 
 
 def _first(leaks: pd.DataFrame | None) -> list[dict[Any, Any]]:
@@ -219,24 +269,38 @@ def _close_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -
     """Draw precision by recall, and the share of positives by score, of what is shown closely."""
     shown, head = measures.shown, measures.shown.row["head"]
     two = measures.experiment["task"]["positive"] is not None
-    panels = [
-        panel(
-            "reliability", "Calibration", [Curve(head, head, *shown.reliability, marked=True)],
-            colours, x_label="mean score" if two else "mean of the highest score",
-            y_label="share of positives" if two else "share called rightly", notice=notice,
-            diagonal=True,
-        )
-    ]  # fmt: skip
-    if shown.precision_recall is not None:
-        panels.append(
-            panel(
-                "precision_recall", "Precision by recall",
-                [Curve(head, head, *shown.precision_recall)], colours,
-                x_label="sensitivity (recall)", y_label="PPV (precision)", notice=notice,
-                unit_square=True,
-            )
-        )  # fmt: skip
-    return panels
+    calibration = panel(
+        "reliability", "Calibration", [Curve(head, head, *shown.reliability, marked=True)],
+        colours, x_label="mean score" if two else "mean of the highest score",
+        y_label="share of positives" if two else "share called rightly", notice=notice,
+        diagonal=True,
+    )  # fmt: skip
+    if shown.roc is None or shown.precision_recall is None:
+        return [calibration]
+    sensitivity, specificity, precision = (
+        np.array([shown.row[f"test_{name}"]]) for name in ("sensitivity", "specificity", "ppv")
+    )
+    at = "at the threshold"
+    roc = panel(
+        "roc_band", "ROC curve",
+        [_banded(head, shown.roc), Curve(head, at, 1 - specificity, sensitivity, marked=True)],
+        colours, x_label="1 - specificity", y_label="sensitivity", notice=notice, diagonal=True,
+    )  # fmt: skip
+    precision_recall = panel(
+        "precision_recall", "Precision by recall",
+        [
+            _banded(head, shown.precision_recall),
+            Curve(head, at, sensitivity, precision, marked=True),
+        ],
+        colours, x_label="sensitivity (recall)", y_label="PPV (precision)", notice=notice,
+        unit_square=True,
+    )  # fmt: skip
+    return [roc, precision_recall, calibration]
+
+
+def _banded(head: str, curve: Banded) -> Curve:
+    x, y, low, high = curve
+    return Curve(head, head, x, y, band=(low, high))
 
 
 def _roc_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> list[Picture]:
@@ -247,10 +311,11 @@ def _roc_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -> 
         ["backbone", "preprocessing"], sort=False
     ):
         backbone, preprocessing = keys
-        curves = [
-            Curve(row["head"], row["head"], *measures.roc_curves[row["index"]])
-            for row in rows.to_dict("records")
-        ]
+        curves = []
+        for row in rows.to_dict("records"):
+            x, y = measures.roc_curves[row["index"]]
+            repeats = list(colours).index(row["head"]) >= len(COLOURS)
+            curves.append(Curve(row["head"], row["head"], x, y, dashed=repeats))
         title = backbone if preprocessing == "none" else f"{backbone} ({preprocessing})"
         pictures.append(
             panel(

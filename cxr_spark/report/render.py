@@ -24,7 +24,7 @@ def make_environment(**filters: Callable[[Any], str]) -> jinja2.Environment:
     )
     numbers = {
         "auc": format_auc, "difference": format_difference, "p": format_p_value,
-        "share": format_share,
+        "share": format_share, "exact": format_exact, "parameter": format_parameter,
     }  # fmt: skip
     environment.filters.update(**numbers, **filters)
     return environment
@@ -37,6 +37,11 @@ def format_auc(value: float | None) -> str:
     return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
+def format_parameter(value: object) -> str:
+    """Return a parameter of a head: a number with three digits, anything else as it is written."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def format_difference(value: float | None) -> str:
     """Return a difference with its sign."""
     return "" if value is None or pd.isna(value) else f"{value:+.3f}"
@@ -47,6 +52,11 @@ def format_p_value(value: float | None) -> str:
     if value is None or pd.isna(value):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def format_exact(value: float | None) -> str:
+    """Return a number in full, to sort by."""
+    return "" if value is None or pd.isna(value) else repr(float(value))
 
 
 def format_share(value: float | None) -> str:

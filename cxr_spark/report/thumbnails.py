@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from cxr_spark.files import read_whole
 from cxr_spark.images import decode_grey
 
 WIDTH = 200
+N_SAMPLES = 6
+
+
+def choose_samples(image_ids: Iterable[str], n: int = N_SAMPLES) -> list[str]:
+    """Return the first ``n`` by the SHA-256 of their names, whatever the order they come in."""
+    return sorted(image_ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:n]
 
 
 def thumbnail(root: Path, image_id: str) -> str | None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxr_spark.evaluation.detail import look_closely
 from cxr_spark.evaluation.rules import Rules
@@ -36,15 +36,35 @@ def test_three_classes_are_called_by_the_highest_score() -> None:
     table = make_table([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], [0, 2, 2])
     found = look_closely(table, Rules(None), None)
     assert found.wrong["image_id"].tolist() == ["i1"]
+    assert found.roc is None
     assert found.precision_recall is None
 
 
-def test_precision_and_recall_hold_the_average_precision(rng: np.random.Generator) -> None:
+def test_curves_hold_the_areas_nearly(rng: np.random.Generator) -> None:
     table = make_predictions(rng)
-    recall, precision = look_closely(table, Rules(1), 0.5).precision_recall  # type: ignore[misc]
+    found = look_closely(table, Rules(1), 0.5)
     test = table[table["split"] == "test"]
-    expected = average_precision_score(test["label"], np.stack(test["score"])[:, 1])
-    assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(expected)
+    truth, score = test["label"], np.stack(test["score"])[:, 1]
+    assert found.roc is not None
+    assert found.precision_recall is not None
+    assert np.trapz(found.roc.y, found.roc.x) == pytest.approx(
+        roc_auc_score(truth, score), abs=0.02
+    )
+    assert np.mean(found.precision_recall.y) == pytest.approx(
+        average_precision_score(truth, score), abs=0.01
+    )
+
+
+def test_images_of_a_patient_are_drawn_together(rng: np.random.Generator) -> None:
+    """Of three patients a class bands are wider than of as many patients as images."""
+    table = make_predictions(rng)
+    of_few = table.assign(patient_id=[f"{label}-{k % 3}" for k, label in enumerate(table["label"])])
+    width = []
+    for one in (table.assign(patient_id=None), of_few):
+        roc = look_closely(one, Rules(1), 0.5).roc
+        assert roc is not None
+        width.append(np.mean(roc.high - roc.low))
+    assert 0 < width[0] != width[1]
 
 
 def test_reliability_is_of_scaled_scores(rng: np.random.Generator) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cxr_spark.report.thumbnails import thumbnail
+from cxr_spark.report.thumbnails import choose_samples, thumbnail
 
 
 def test_a_small_picture_of_the_image(tmp_path: Path) -> None:
@@ -34,3 +34,13 @@ def test_what_is_gone_damaged_or_elsewhere_has_none(tmp_path: Path) -> None:
     os.mkfifo(root / "pipe.png")
     for name in ("loop.png", "pipe.png", "gone.png", "text.jpeg", "../outside.png", "link.png"):
         assert thumbnail(root, name) is None
+
+
+def test_samples_are_the_same_in_any_order_and_of_a_larger_folder_mostly() -> None:
+    names = [f"train/{k}.jpeg" for k in range(100)]
+    chosen = choose_samples(names)
+    assert choose_samples(names[::-1]) == chosen
+    assert len(set(chosen)) == 6
+    assert chosen != names[:6]
+    assert choose_samples(names[:2], 6) != []
+    assert set(chosen) - set(choose_samples([*names, "train/x.jpeg"])) <= {chosen[-1]}

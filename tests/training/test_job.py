@@ -591,6 +591,9 @@ def test_a_tuned_head_is_found_once_and_told(tmp_path: Path) -> None:
     assert len(json.loads(trials.read_text())["trials"]) == 3
     record = json.loads((run / "heads" / "ResNet50-none-tuned_logistic-seed0.json").read_text())
     assert record["search"]["n_trials"] == 3
+    page = (run / "report.html").read_text()
+    assert "What was found for tuned heads" in page
+    assert f"{record['search']['auc']:.3f}" in page
     results = pd.read_csv(run / "results.csv")
     assert results["cv_auc"].notna().all()
     # more seeds of it are trained with what was found
