@@ -27,6 +27,8 @@ class Backbone:
         expects_raw: whether its weights expect raw pixels in [0, 255], rescaled inside the network.
         core_seconds: what an image of 224 x 224 took one core of a Xeon with AVX-512, about; work
             is cut by it.
+        graph_mb: what its graph, loaded, takes of a worker's memory in MiB (see ``memory``).
+        image_mb: what each 224 x 224 image of a batch takes while it is computed, likewise.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Backbone:
     min_size: int
     expects_raw: bool
     core_seconds: float
+    graph_mb: int
+    image_mb: float
 
 
 _NO_TOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -43,7 +47,7 @@ _NO_TOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
 BACKBONES = {
     backbone.name: backbone
     for backbone in (
-        Backbone("ResNet50", "resnet", f"resnet50_{_NO_TOP}", 32, False, 0.056),
+        Backbone("ResNet50", "resnet", f"resnet50_{_NO_TOP}", 32, False, 0.056, 1560, 11),
         Backbone(
             "MobileNetV3Small",
             "mobilenet_v3",
@@ -51,13 +55,24 @@ BACKBONES = {
             32,
             True,
             0.0031,
+            75,
+            2,
         ),
         Backbone(
-            "EfficientNetV2S", "efficientnet_v2", "efficientnetv2-s_notop.h5", 32, True, 0.049
+            "EfficientNetV2S",
+            "efficientnet_v2",
+            "efficientnetv2-s_notop.h5",
+            32,
+            True,
+            0.049,
+            1345,
+            7,
         ),
-        Backbone("InceptionV3", "inception_v3", f"inception_v3_{_NO_TOP}", 75, False, 0.037),
-        Backbone("Xception", "xception", f"xception_{_NO_TOP}", 71, False, 0.069),
-        Backbone("DenseNet121", "densenet", f"densenet121_{_NO_TOP}", 32, False, 0.050),
+        Backbone(
+            "InceptionV3", "inception_v3", f"inception_v3_{_NO_TOP}", 75, False, 0.037, 1440, 7
+        ),
+        Backbone("Xception", "xception", f"xception_{_NO_TOP}", 71, False, 0.069, 1455, 22),
+        Backbone("DenseNet121", "densenet", f"densenet121_{_NO_TOP}", 32, False, 0.050, 475, 9),
     )
 }
 
