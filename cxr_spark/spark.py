@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_spark.errors import UserError
+from cxr_spark.session_checks import check_settings, check_versions
 
 if TYPE_CHECKING:
     from pyspark import SparkConf
@@ -47,7 +48,7 @@ REDACTED = "*********(redacted)"
 
 @contextmanager
 def open_session(
-    name: str, *, meanwhile: Callable[[], object] = lambda: None
+    name: str, *, meanwhile: Callable[[], object] = lambda: None, worker_mb: int = 0
 ) -> Iterator[SparkSession]:
     """Yield the session of this job, with the package shipped to its executors, and stop it after.
 
@@ -57,6 +58,11 @@ def open_session(
         name: of the application.
         meanwhile: called when the JVM begins to start Spark, which takes it some seconds; whatever
             it sets going in another thread does not hold up Python's part of the start.
+        worker_mb: what a Python worker will take, by ``memory.worker_mb``; 0 where that is unknown.
+
+    Raises:
+        UserError: there is no Java, a setting would fail the run later, or executors have other
+            packages than the driver.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkRuntimeError
@@ -72,6 +78,7 @@ def open_session(
     conf = SparkConf()
     for key, value in DEFAULTS.items():
         conf.setIfMissing(key, value)
+    check_settings(dict(conf.getAll()), worker_mb)
     builder = SparkSession.builder.appName(name).config(conf=conf)
     meanwhile()
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -83,6 +90,7 @@ def open_session(
     with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
         try:
             spark.sparkContext.addPyFile(str(_zip_package(Path(folder))))
+            check_versions(spark)
             yield spark
         finally:
             spark.stop()

@@ -333,6 +333,7 @@ def _starting(
     """Yield the session, and a function that waits for the backbones, which load while it opens."""
     from cxr_spark.backbones import find_weights
     from cxr_spark.extraction.load import load_backbones
+    from cxr_spark.memory import worker_mb
     from cxr_spark.spark import open_session
 
     check_writable(features, "features")
@@ -351,8 +352,14 @@ def _starting(
             return list(itertools.takewhile(lambda _: not stopped.is_set(), backbones))
 
         name = f"cxr_spark extract {experiment.name}"
+        graphs = experiment.backbones * len(experiment.preprocessing)
+        needed = worker_mb(graphs, experiment.image_size)
         try:
-            with open_session(name, meanwhile=lambda: loading.append(pool.submit(load))) as spark:
+            with open_session(
+                name,
+                meanwhile=lambda: loading.append(pool.submit(load)),
+                worker_mb=needed,
+            ) as spark:
                 yield spark, loading[0].result
         finally:
             stopped.set()  # or an error, or Ctrl-C, would wait for all that are still to load
