@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.extraction.store import list_extractions
+from tests.conftest import ROOT
 from tests.test_jobs import SMALL, submit
 
 CORES_ARE_THERE = ("--conf", "spark.scheduler.minRegisteredResourcesRatio=1.0")
@@ -50,7 +52,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def started(folder: Path, *workers: list[str], master: str | None = None) -> Iterator[str]:
+def started(
+    folder: Path,
+    *workers: list[str],
+    master: str | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[str]:
     """Yield the URL of a master that has workers with these arguments, all processes of their own.
 
     What executors say goes to FOLDER/work-<i>. Where there is a master already, workers join it.
@@ -60,8 +67,10 @@ def started(folder: Path, *workers: list[str], master: str | None = None) -> Ite
         **os.environ,
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_NO_DAEMONIZE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **environment,
     }
+    path = environment.get("PATH", "")
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
     processes = []
 
     def start(name: str, *arguments: str) -> None:
@@ -91,13 +100,19 @@ def started(folder: Path, *workers: list[str], master: str | None = None) -> Ite
 
 
 def extract(
-    master: str, phantoms: Path, config: Path, features: Path, *settings: str
+    master: str,
+    phantoms: Path,
+    config: Path,
+    features: Path,
+    *settings: str,
+    conf: str = "spark-local.conf",
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
     """Return features, manifest and the record's Spark section of an extraction on a master."""
     done = submit(
+        "--properties-file", str(ROOT / "conf" / conf),  # the last one counts, alone
         *CORES_ARE_THERE,
-        *(part for setting in settings for part in ("--conf", setting)),
         "--conf", "spark.executor.memory=700m", "--conf", "spark.driver.host=127.0.0.1",
+        *(part for setting in settings for part in ("--conf", setting)),
         "jobs/extract.py", "--config", str(config), "--images", str(phantoms),
         "--features", str(features), "--feature-maps",
         master=master,
@@ -132,6 +147,76 @@ def test_every_master_gives_the_same_features_and_manifest(
         pooled = np.stack(other_rows["pooled"])
         distance = np.linalg.norm(pooled - reference, axis=1) / np.linalg.norm(reference, axis=1)
         assert distance.max() <= 1e-5
+
+
+def test_executors_with_other_packages_are_refused_in_one_line(
+    cluster: str, phantoms: Path, tmp_path: Path
+) -> None:
+    """The tiny job finds what executors have, or that their Python has not what it takes."""
+    other = tmp_path / "other" / "tensorflow-2.19.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.19.0\n")
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / "pyarrow.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'pyarrow'\")\n"
+    )
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    host = re.escape(socket.gethostname())
+    for setting, told in (
+        (
+            f"spark.executorEnv.PYTHONPATH={other.parent}",
+            rf"tensorflow 2\.19\.0 on {host} \(driver: ",
+        ),
+        (f"spark.executorEnv.PYTHONPATH={lacking}", "Received: no pyarrow on an executor"),
+        ("spark.pyspark.python=/nowhere/python", "an executor without /nowhere/python"),
+    ):
+        done = submit(
+            *CORES_ARE_THERE, "--conf", setting, "--conf", "spark.executor.memory=700m",
+            "--conf", f"spark.pyspark.driver.python={sys.executable}",
+            "--conf", "spark.driver.host=127.0.0.1",
+            "jobs/extract.py", "--config", str(config), "--images", str(phantoms),
+            "--features", str(tmp_path / "features"),
+            master=cluster,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stdout[-3000:]
+        assert re.search(f"extract.py: error: Expected .*{told}.*PYSPARK_PYTHON", done.stdout)
+        assert not (tmp_path / "features").exists()
+
+
+def test_the_files_for_a_standalone_cluster_are_run(
+    cluster: str, phantoms: Path, tmp_path: Path
+) -> None:
+    """Executors of the file for processors; GPUs as a fake nvidia-smi lists them for the other."""
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    reference, _, _ = extract("local[1]", phantoms, config, tmp_path / "local")
+    rows, _, spark = extract(
+        cluster, phantoms, config, tmp_path / "processors", conf="spark-standalone.conf"
+    )
+    expected = np.stack(reference["pooled"])
+    assert np.allclose(np.stack(rows["pooled"]), expected, rtol=1e-4, atol=0)
+    assert spark["default_parallelism"] == 2
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 0\necho 1\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    options = {
+        "SPARK_WORKER_OPTS": "-Dspark.worker.resource.gpu.amount=2 "
+        f"-Dspark.worker.resource.gpu.discoveryScript={ROOT}/conf/gpu-discovery.sh",
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+    with started(tmp_path / "gpus", ["--cores", "4"], environment=options) as master:
+        rows, _, spark = extract(
+            master, phantoms, config, tmp_path / "on-gpus",
+            "spark.executor.cores=2", "spark.task.cpus=2", "spark.executor.memory=480m",
+            "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1", conf="spark-standalone-gpu.conf",
+        )  # fmt: skip
+    assert spark["conf"]["spark.task.resource.gpu.amount"] == "1"
+    assert np.allclose(np.stack(rows["pooled"]), expected, rtol=1e-4, atol=0)
+    said = [file.read_text() for file in (tmp_path / "gpus" / "work-0").rglob("stderr")]
+    computed_on = [set(re.findall(r"GPU (\d) of Spark", text)) for text in said]
+    assert sorted(computed_on, key=sorted) == [{"0"}, {"1"}]  # an executor each
 
 
 def test_each_task_computes_on_the_gpu_that_spark_gave_it(phantoms: Path, tmp_path: Path) -> None:
