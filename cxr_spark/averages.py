@@ -12,6 +12,7 @@ import pandas as pd
 
 from cxr_spark.config import Experiment
 from cxr_spark.evaluation.average import average, average_held_out
+from cxr_spark.evaluation.calibration import Scaling
 from cxr_spark.files import write_json
 from cxr_spark.training.run_folder import (
     AVERAGE,
@@ -71,21 +72,21 @@ def _write(
     configuration = Configuration(AVERAGE, pixels.pop() if len(pixels) == 1 else "mixed", name)
     names = list(dict.fromkeys(record["configuration"] for record in members))
     keys = {**vars(configuration), "configuration": configuration.name}
-    if all(member in held_out for member in names):
-        table = average_held_out([held_out[member] for member in names])
-        write_predictions(
-            predictions_file(run, cross_name(configuration.name)), table.assign(**keys)
-        )
     seeds = sorted(
         set.intersection(
             *({r["seed"] for r in members if r["configuration"] == member} for member in names)
         )
     )
+    if not seeds:
+        log.warning("the average %s is left out: its configurations have no seed in common", name)
+        return
+    scalings: list[Scaling] = []
     for seed in seeds:
         of_seed = [record for record in members if record["seed"] == seed]
         averaged = average(
             [read_predictions(run, head_name(record["configuration"], seed)) for record in of_seed]
         )
+        scalings = scalings or list(averaged.scalings)
         write_predictions(
             predictions_file(run, head_name(configuration.name, seed)),
             averaged.predictions.assign(**keys, seed=seed),
@@ -110,5 +111,10 @@ def _write(
                     for record, scaling in zip(of_seed, averaged.scalings, strict=True)
                 ],
             },
+        )
+    if all(member in held_out for member in names):
+        table = average_held_out([held_out[member] for member in names], scalings)
+        write_predictions(
+            predictions_file(run, cross_name(configuration.name)), table.assign(**keys)
         )
     log.info("average %s of %d configurations: %s", name, len(names), ", ".join(names))

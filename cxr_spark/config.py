@@ -246,11 +246,16 @@ class Experiment(_Section):
             raise UserError(
                 f"Expected cross_validation, by which {tuned[0]} is tuned. Received: null"
             )
+        if tuned and settings and settings.folds < 3:
+            raise UserError(
+                f"Expected cross_validation.folds of 3 or more, of which {tuned[0]} leaves out two "
+                f"at a time. Received: {settings.folds}"
+            )
         on_maps = [name for name in tuned if TUNED[name].takes == "feature_map"]
         if on_maps and settings and not settings.feature_maps:
             raise UserError(
                 f"Expected cross_validation.feature_maps: true for {on_maps[0]}, which takes "
-                f"{self.tuning.trials} times as long as its folds. Received: false"
+                f"more than {self.tuning.trials} times as long as its folds. Received: false"
             )
 
 

@@ -23,8 +23,10 @@ from cxr_spark.errors import UserError
 from cxr_spark.evaluation.rules import Rules
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.files import check_writable, without_nan, write_json
-from cxr_spark.training.head_table import head_table
+from cxr_spark.training.head_table import TABLE, head_table
 from cxr_spark.training.run_folder import (
+    AVERAGE,
+    Configuration,
     check_run,
     check_same_features,
     head_name,
@@ -154,6 +156,7 @@ def _report(run: Path) -> None:
         samples=_samples(run, predictions[0], content),
         published=_published(found, content),
         searches=_searches(trained(run)),
+        not_trained=_not_trained(content["experiment"], trained(run)),
     )
     page = write_report(run, measures)
     takes = next(
@@ -225,6 +228,25 @@ def _samples(run: Path, predictions: pd.DataFrame, content: dict[str, Any]) -> l
                 sample = {"truth": truth, "finding": finding, "picture": picture}
                 samples.append({"image_id": image_id, **sample})
     return samples
+
+
+def _not_trained(stated: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the configurations that a run was asked for, averages too, and does not hold."""
+    table = {**TABLE, **stated.get("custom_heads", {})}
+    takes = {
+        head: row["takes"] if isinstance(row, dict) else row.takes for head, row in table.items()
+    }
+    asked = [
+        Configuration(backbone, preprocessing, head).name
+        for backbone in [*stated["backbones"], *stated.get("concatenations", [])]
+        for preprocessing in stated["preprocessing"]
+        for head in stated["heads"]
+        if "+" not in backbone or takes.get(head) == "pooled"
+    ]
+    there = {record["configuration"] for record in records}
+    averages = {record["head"] for record in records if record["backbone"] == AVERAGE}
+    lacking = [f"{AVERAGE} {name}" for name in stated.get("averages", {}) if name not in averages]
+    return [name for name in asked if name not in there] + lacking
 
 
 def _searches(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -416,6 +438,11 @@ def write_results(run: Path, *, show: bool = True) -> tuple[RunResults, Sequence
             "no configuration is selected: %s %s not cross-validated yet; run train with all heads",
             ", ".join(lacking), "is" if len(lacking) == 1 else "are",
         )  # fmt: skip
+    if not_trained := _not_trained(content["experiment"], records):
+        log.warning(
+            "asked for and not trained: %d configurations, %s%s", len(not_trained),
+            ", ".join(not_trained[:6]), " and others" if len(not_trained) > 6 else "",
+        )  # fmt: skip
     found = evaluate_run(
         predictions, records, held_out, rules, task["classes"], content["demonstration"],
         as_paper=_is_papers(content), lacking=lacking,
@@ -426,6 +453,7 @@ def write_results(run: Path, *, show: bool = True) -> tuple[RunResults, Sequence
         "rules": dataclasses.asdict(rules),
         "selection_rule": SELECTION_RULE,
         "selected": verdict.selected,
+        "not_trained": not_trained,
         "comparisons": verdict.comparisons.to_dict("records"),
         "configurations": found.summary.to_dict("records"),
         "rows": found.rows,

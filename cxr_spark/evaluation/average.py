@@ -48,28 +48,25 @@ def average(members: Sequence[pd.DataFrame]) -> Averaged:
     return Averaged(_with_scores(first, np.mean(changed, axis=0)), scalings)
 
 
-def average_held_out(members: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average the scores of held-out images, each calibrated on the other folds of its repeat.
+def average_held_out(members: Sequence[pd.DataFrame], scalings: Sequence[Scaling]) -> pd.DataFrame:
+    """Average the scores of held-out images, changed as validation images teach.
+
+    Validation images stand in no fold. To learn from other folds, whose heads were trained on a
+    fold's images, would flatter: on labels without any meaning the AUC of 20 members is 0.57 then.
 
     Args:
         members: of each configuration, its rows of cross-validation, of the same folds.
+        scalings: of each member, as ``average`` found them.
 
     Returns:
         Rows as of ``average``.
     """
     first = members[0]
-    labels = first["label"].to_numpy(np.int64)
-    folds = first[["repeat", "fold"]].to_numpy(np.int64)
-    changed = np.zeros((len(members), len(first), len(first["score"].iloc[0])))
-    for k, member in enumerate(members):
-        scores = _scores_of(first, member)
-        for repeat, fold in np.unique(folds, axis=0):
-            of_repeat = folds[:, 0] == repeat
-            held_out = of_repeat & (folds[:, 1] == fold)
-            others = of_repeat & ~held_out
-            scaling = fit_scaling(labels[others], scores[others], "platt")
-            changed[k, held_out] = scaling.apply(scores[held_out])
-    return _with_scores(first, changed.mean(axis=0))
+    changed = [
+        scaling.apply(_scores_of(first, member))
+        for member, scaling in zip(members, scalings, strict=True)
+    ]
+    return _with_scores(first, np.mean(changed, axis=0))
 
 
 def _scores_of(first: pd.DataFrame, member: pd.DataFrame) -> npt.NDArray[np.float64]:

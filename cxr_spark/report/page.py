@@ -65,7 +65,8 @@ class RunMeasures:
         published: test AUCs that others found on the same test images: ``test_auc``, ``model``,
             ``source``, and ``place``, above, below or inside the interval that the page says first.
         searches: of each tuned configuration, its name and what was searched: ``parameters``,
-            ``auc`` and ``untuned_auc`` on held-out images, ``n_trials``, ``n_folds``, ``rule``.
+            ``auc`` and ``untuned_auc`` on held-out images, ``n_trials``, ``n_fits``, ``rule``.
+        not_trained: configurations that were asked for and are not in the run folder.
     """
 
     experiment: dict[str, Any]
@@ -80,6 +81,7 @@ class RunMeasures:
     samples: Sequence[dict[str, Any]] = ()
     published: Sequence[dict[str, Any]] = ()
     searches: Sequence[dict[str, Any]] = ()
+    not_trained: Sequence[str] = ()
 
 
 SHOWN_LEAKS = 20

@@ -78,6 +78,7 @@ def _count_images(images: ImageKeys, assigned: Assigned) -> dict[str, Any]:
         "patients_by_split": {
             split: sum(s == split and p is not None for p, s in pairs) for split in SPLITS
         },
+        "identical_within": _count_identical(images, assigned),
         "patients_in_two_splits": overlaps,
         "patients_outside_and_in_test": [
             {
@@ -88,6 +89,18 @@ def _count_images(images: ImageKeys, assigned: Assigned) -> dict[str, Any]:
             for patient in sorted(shared)[:SHOWN_PATIENTS]
         ],
     }
+
+
+def _count_identical(images: ImageKeys, assigned: Assigned) -> dict[str, dict[str, int]]:
+    """Return, for each split, groups of images that have the same pixels, and their images."""
+    if images.pixels_digest is None:
+        return {}
+    found = {}
+    for split in SPLITS:
+        counts = Counter(images.pixels_digest[assigned.splits == split].tolist())
+        sizes = [n for n in counts.values() if n > 1]
+        found[split] = {"n_groups": len(sizes), "n_images": sum(sizes)}
+    return found
 
 
 def versions() -> dict[str, str]:

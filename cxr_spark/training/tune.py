@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -26,8 +27,8 @@ from cxr_spark.training.trainer import NoScores
 log = logging.getLogger(__name__)
 
 SEARCH_RULE = (
-    "the highest mean ROC AUC over the folds of the first division of training images, of "
-    "parameters drawn at random and those of the head that is tuned"
+    "the highest mean ROC AUC on training images that two folds at a time hold out, of parameters "
+    "drawn at random and those of the head that is tuned"
 )
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -38,8 +39,10 @@ class Trial:
 
     Attributes:
         parameters: of the head; empty for those that it has untuned.
-        auc: its mean ROC AUC over folds, macro for more than two classes; 0 where it has no scores.
-        auc_without: for each fold of cross-validation, the same of images outside of it.
+        auc: its mean ROC AUC on held-out folds, macro for more than two classes; 0 where it has no
+            scores.
+        auc_without: for each fold of cross-validation, the same of heads that were neither trained
+            on its images nor asked about them.
     """
 
     parameters: dict[str, Any]
@@ -53,8 +56,8 @@ class Settled:
 
     Attributes:
         head: with each seed.
-        by_fold: for each fold of cross-validation, where parameters are those that images outside
-            of it chose: held-out images must not have chosen what they are asked about.
+        by_fold: for each fold of cross-validation, with parameters that its images had no part in
+            choosing: neither as held-out ones nor in the training of what was compared.
         search: for the record: the rule, its trials and the parameters found; None if not tuned.
     """
 
@@ -69,7 +72,7 @@ def settle(training: Training, head: HeadRow, folds: Sequence[Fold], file: Path)
     Args:
         training: what heads are trained on.
         head: the row of the table.
-        folds: of cross-validation. A search takes those of the first repeat.
+        folds: of cross-validation, three or more a repeat for a search.
         file: where the trials of a search are kept, to go on after a kill.
     """
     if not isinstance(head, Tuned):
@@ -83,7 +86,7 @@ def settle(training: Training, head: HeadRow, folds: Sequence[Fold], file: Path)
         {
             "rule": SEARCH_RULE,
             "n_trials": len(trials),
-            "n_folds": len(_of_first_repeat(folds)),
+            "n_fits": len(trials) * len(_pairs(folds)),
             "parameters": trials[best].parameters,
             "auc": trials[best].auc,
             "untuned_auc": trials[0].auc,
@@ -134,54 +137,51 @@ def _try(
     folds: Sequence[Fold],
     parameters: dict[str, Any],
 ) -> Trial:
-    scored = []
+    """Train a head without each two folds of a repeat, and ask it about both.
+
+    To choose for a fold by heads that were trained on it would flatter: on labels without any
+    meaning the AUC is 0.56 then, in place of 0.50. One fit without two folds serves both.
+    """
+    labels, pairs = training.assigned.labels, _pairs(folds)
+    found: list[list[float]] = [[] for _ in folds]
+    without = [_without_both(folds[j], folds[k]) for j, k in pairs]
     try:
-        for fold, scores in training.fit_folds(
-            head, _of_first_repeat(folds), training.experiment.split.seed
-        ):
-            scored.append((fold.held_out, scores))
-    except NoScores as error:
+        fitted = training.fit_folds(head, without, training.experiment.split.seed)
+        for (j, k), (both, scores) in zip(pairs, fitted, strict=True):
+            of_j = np.isin(both.held_out, folds[j].held_out)
+            found[k].append(_auc(labels[both.held_out[of_j]], scores[of_j]))
+            found[j].append(_auc(labels[both.held_out[~of_j]], scores[~of_j]))
+    except (NoScores, ValueError) as error:  # scikit-learn's where images are too few for it
         log.info("  %s: %s: %s", head.name, parameters, error)
         return Trial(parameters, 0.0, [0.0] * len(folds))
-    labels = training.assigned.labels
-    nothing = np.empty(0, np.int64)
     return Trial(
         parameters,
-        _mean_auc(labels, scored, nothing),
-        [_mean_auc(labels, scored, fold.held_out) for fold in folds],
+        float(np.mean(list(itertools.chain(*found)))),
+        [float(np.mean(aucs)) for aucs in found],
     )
 
 
-def _mean_auc(
-    labels: npt.NDArray[np.int64],
-    scored: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]],
-    without: npt.NDArray[np.int64],
-) -> float:
-    """Return the mean AUC over parts of images, each without some; parts that lack a class apart.
+def _pairs(folds: Sequence[Fold]) -> list[tuple[int, int]]:
+    """Return the positions of each two folds of one repeat."""
+    return [
+        (j, k)
+        for j, k in itertools.combinations(range(len(folds)), 2)
+        if folds[j].repeat == folds[k].repeat
+    ]
 
-    Args:
-        labels: int64 of shape (n_images,).
-        scored: of each part the positions of its images, and their scores.
-        without: positions of images that are not asked.
-    """
+
+def _without_both(one: Fold, other: Fold) -> Fold:
+    held_out = np.sort(np.concatenate([one.held_out, other.held_out]))
+    return Fold(one.repeat, one.fold, np.setdiff1d(one.train, other.held_out), held_out)
+
+
+def _auc(labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> float:
+    """Return the ROC AUC of two classes, or the mean over more, each against the rest."""
     from sklearn.metrics import roc_auc_score
 
-    n_classes = len(np.unique(labels))
-    aucs = []
-    for rows, scores in scored:
-        kept = ~np.isin(rows, without)
-        truth, score = labels[rows[kept]], scores[kept]
-        if len(np.unique(truth)) < n_classes:
-            continue
-        if n_classes == 2:
-            aucs.append(roc_auc_score(truth, score[:, 1]))
-        else:
-            aucs.append(np.mean([roc_auc_score(truth == k, score[:, k]) for k in range(n_classes)]))
-    return float(np.mean(aucs)) if aucs else 0.0
-
-
-def _of_first_repeat(folds: Sequence[Fold]) -> list[Fold]:
-    return [fold for fold in folds if fold.repeat == 0]
+    n_classes = scores.shape[1]
+    asked = [1] if n_classes == 2 else range(n_classes)
+    return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in asked]))
 
 
 def _best(aucs: Sequence[float]) -> int:

@@ -74,22 +74,17 @@ def test_two_members_that_err_apart_are_better_together(
     assert roc_auc_score(labels[test], scores) > max(alone) + 0.01
 
 
-def test_a_held_out_image_is_scaled_by_other_folds_alone(
-    rng: np.random.Generator, labels: np.ndarray
+def test_held_out_images_are_changed_as_validation_images_teach(
+    rng: np.random.Generator, labels: np.ndarray, split: np.ndarray
 ) -> None:
+    logits = [(labels - 0.5) * k + rng.normal(size=N) for k in (1, 2)]
+    averaged = average([member(labels, x, split=split) for x in logits])
     folds = {"repeat": np.repeat([0, 1], N // 2), "fold": np.arange(N) % 5}
-    logits = (labels - 0.5) + rng.normal(size=N)
-    one = average_held_out([member(labels, logits, **folds)] * 2)
-    of_fold = (folds["repeat"] == 0) & (folds["fold"] == 2)
-    other = np.where(of_fold, 1 - labels, labels)
-    two = average_held_out([member(other, logits, **folds)] * 2)
-    for table in (one, two):
-        assert len(table) == N
-    mine, theirs = (np.stack(table["score"].to_list()) for table in (one, two))
-    assert np.array_equal(mine[of_fold], theirs[of_fold])
-    same_repeat = (folds["repeat"] == 0) & ~of_fold
-    assert not np.allclose(mine[same_repeat], theirs[same_repeat], atol=1e-4)
-    assert np.array_equal(mine[folds["repeat"] == 1], theirs[folds["repeat"] == 1])
+    tables = [member(labels, x, **folds) for x in logits]
+    held_out = average_held_out(tables, averaged.scalings)
+    expected = np.stack(averaged.predictions["score"].to_list())
+    assert np.stack(held_out["score"].to_list()) == pytest.approx(expected)
+    assert held_out[["repeat", "fold"]].equals(tables[0][["repeat", "fold"]])
 
 
 def test_members_of_other_images_are_refused(labels: np.ndarray, split: np.ndarray) -> None:

@@ -533,6 +533,7 @@ def test_backbones_side_by_side_and_averages_are_rows_of_the_table(tmp_path: Pat
     record = json.loads((run / "heads" / "average-none-pooled-seed1.json").read_text())
     assert len(record["members"]) == 6
     assert "average-none-pooled" in (run / "report.html").read_text()
+    assert "could be selected from" not in (run / "model_card.md").read_text()
     # again, with fewer members: they are of what is named now
     run_train(make_experiment(tmp_path, **{**both, "averages": {"gaps": ["*-gap"]}}))
     names = {file.name for file in (run / "heads").glob("average-*")}
@@ -582,7 +583,7 @@ def test_a_tuned_head_is_found_once_and_told(tmp_path: Path) -> None:
     tuned = {
         "heads": ["logistic", "tuned_logistic", "tuned_gap"],
         "tuning": {"trials": 3},
-        "cross_validation": {"folds": 2, "repeats": 2},
+        "cross_validation": {"folds": 3, "repeats": 1},
         "seeds": [0],
     }
     run_train(make_experiment(tmp_path, **tuned))
@@ -608,9 +609,46 @@ def test_a_tuned_head_is_found_once_and_told(tmp_path: Path) -> None:
 def test_a_tuned_head_needs_folds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Expected cross_validation, by which tuned_gap is tuned"):
         make_experiment(tmp_path, heads=["tuned_gap"], cross_validation=None)
+    with pytest.raises(UserError, match="Expected cross_validation.folds of 3 or more"):
+        make_experiment(tmp_path, heads=["tuned_gap"], cross_validation={"folds": 2})
     with pytest.raises(UserError, match="feature_maps: true for tuned_fc1024"):
         make_experiment(tmp_path, heads=["tuned_fc1024"])
     make_store(tmp_path / "features")
     many = make_experiment(tmp_path, heads=["tuned_gap"], cross_validation={"folds": 50})
     with pytest.raises(UserError, match="at least as many training patients"):
         run_train(many)
+
+
+def test_what_was_asked_for_and_is_not_there_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    heads = ["logistic", "linear_svm", "tuned_logistic"]
+    few = {"cross_validation": {"folds": 3, "repeats": 1}, "tuning": {"trials": 2}, "seeds": [0]}
+    run_train(make_experiment(tmp_path, heads=heads, **few))
+    run_report(run)
+    page = (run / "report.html").read_text()
+    assert "not trained" not in page
+    assert "What was found for tuned heads" in page  # though no head has epochs
+    (run / "heads" / "ResNet50-none-linear_svm-seed0.json").unlink()
+    run_report(run)
+    page = (run / "report.html").read_text()
+    assert "Asked for and not trained (yet): 1 configuration</strong>" in page
+    assert "ResNet50-none-linear_svm" in page
+    assert "asked for and not trained: 1 configurations, ResNet50-none-linear_svm" in caplog.text
+    stored = json.loads((run / "results.json").read_text())
+    assert stored["not_trained"] == ["ResNet50-none-linear_svm"]
+
+
+def test_images_of_the_same_pixels_within_a_split_are_counted(tmp_path: Path) -> None:
+    digests = [f"{i:040x}" for i in range(N)]
+    digests[8] = digests[4] = digests[0]  # three test images, as each fourth is one
+    make_store(tmp_path / "features", digests=digests)
+    run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0], cross_validation=None))
+    run_report(tmp_path / "run")
+    within = read_experiment(tmp_path / "run")["images"]["identical_within"]
+    assert within["test"] == {"n_groups": 1, "n_images": 3}
+    assert within["train"] == within["val"] == {"n_groups": 0, "n_images": 0}
+    page = " ".join((tmp_path / "run" / "report.html").read_text().split())
+    assert "Of the images in test 3 have the same pixels as another there (1 groups)" in page

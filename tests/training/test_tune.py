@@ -19,6 +19,7 @@ from cxr_spark.training.folds import Fold, make_folds
 from cxr_spark.training.heads import Head, build_head
 from cxr_spark.training.inputs import InMemory
 from cxr_spark.training.spaces import PREFIX, SPACES, TUNED, Between
+from cxr_spark.training.trainer import NoScores
 from cxr_spark.training.tune import settle
 
 N = 200
@@ -97,21 +98,26 @@ def test_a_forest_is_tried_with_fewer_trees_than_it_has_at_last() -> None:
     assert trained.estimator(0).n_estimators == 500
 
 
-def slow_search(training: Training, folds: list[Fold], trials: list[dict[str, Any]], leave: set):
-    """The same by scikit-learn's pieces: mean AUC over folds, without some images."""
-    tuned, found = TUNED["tuned_logistic"], []
+def slow_search(
+    training: Training, folds: list[Fold], parameters: dict[str, Any]
+) -> tuple[float, list[float]]:
+    """The same in plain words: for each fold, the others one by one by heads that saw neither."""
+    tuned, aucs = TUNED["tuned_logistic"], []
     values, labels = training.inputs.values, training.assigned.labels  # type: ignore[attr-defined]
-    for parameters in trials:
-        aucs = []
-        for fold in folds[:3]:
+    train = set(np.flatnonzero(training.assigned.splits == "train"))
+    for left_out in folds:
+        of_fold = []
+        for asked in folds:
+            if asked.repeat != left_out.repeat or asked.fold == left_out.fold:
+                continue
+            seen = sorted(train - set(left_out.held_out) - set(asked.held_out))
             head = tuned.with_parameters(parameters)
             assert isinstance(head, Classifier)
-            fitted = fit_classifier(head, values, labels, fold.train, seed=0)
-            kept = [i for i in fold.held_out if i not in leave]
-            if kept:
-                aucs.append(roc_auc_score(labels[kept], fitted.scores[kept, 1]))
-        found.append(np.mean(aucs))
-    return found
+            fitted = fit_classifier(head, values, labels, np.array(seen), seed=0)
+            rows = asked.held_out
+            of_fold.append(roc_auc_score(labels[rows], fitted.scores[rows, 1]))
+        aucs.append(of_fold)
+    return float(np.mean(aucs)), [float(np.mean(of_fold)) for of_fold in aucs]
 
 
 def test_a_search_finds_what_a_slow_one_does(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -120,16 +126,39 @@ def test_a_search_finds_what_a_slow_one_does(rng: np.random.Generator, tmp_path:
     settled = settle(training, TUNED["tuned_logistic"], folds, file)
     trials = json.loads(file.read_text())["trials"]
     drawn = [trial["parameters"] for trial in trials]
-    expected = slow_search(training, folds, drawn, set())
-    assert [trial["auc"] for trial in trials] == pytest.approx(expected, abs=1e-9)
-    assert settled.head == TUNED["tuned_logistic"].with_parameters(drawn[int(np.argmax(expected))])
+    slow = [slow_search(training, folds, parameters) for parameters in drawn]
+    assert [trial["auc"] for trial in trials] == pytest.approx([auc for auc, _ in slow])
+    tuned = TUNED["tuned_logistic"]
+    best = int(np.argmax([auc for auc, _ in slow]))
+    assert settled.head == tuned.with_parameters(drawn[best])
     assert len(settled.by_fold) == 6
-    for fold, head in zip(folds, settled.by_fold, strict=True):
-        without = slow_search(training, folds, drawn, set(fold.held_out))
-        assert head == TUNED["tuned_logistic"].with_parameters(drawn[int(np.argmax(without))])
+    for k, head in enumerate(settled.by_fold):
+        chosen = int(np.argmax([without[k] for _, without in slow]))
+        assert head == tuned.with_parameters(drawn[chosen])
     assert settled.search is not None
     assert settled.search["untuned_auc"] == trials[0]["auc"] <= settled.search["auc"]
-    assert (settled.search["n_trials"], settled.search["n_folds"]) == (4, 3)
+    assert (settled.search["n_trials"], settled.search["n_fits"]) == (4, 4 * 6)
+
+
+def test_labels_without_meaning_are_told_from_nothing(tmp_path: Path) -> None:
+    """The best of many trials flatters itself; what images it had no part in say must not."""
+    flattered, honest = [], []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        training, folds = make_training(rng, trials=12)
+        training.inputs.values[:] = rng.normal(size=(N, 6))  # type: ignore[attr-defined]
+        file = tmp_path / str(seed) / "x.json"
+        settled = settle(training, TUNED["tuned_nearest_neighbours"], folds, file)
+        assert settled.search is not None
+        flattered.append(settled.search["auc"])
+        for fold, head in zip(folds, settled.by_fold, strict=True):
+            ((_, scores),) = training.fit_folds(head, [fold], 0)
+            truth = training.assigned.labels[fold.held_out]
+            honest.append(roc_auc_score(truth, scores[:, 1]))
+    assert np.mean(flattered) > 0.53
+    spread = np.std(np.reshape(honest, (24, 6)).mean(axis=1), ddof=1) / np.sqrt(24)
+    assert abs(np.mean(honest) - 0.5) < 3 * spread
+    assert spread < 0.02
 
 
 def test_neither_test_images_nor_held_out_ones_choose(
@@ -186,18 +215,18 @@ def test_damaged_trials_are_told(rng: np.random.Generator, tmp_path: Path) -> No
         settle(training, TUNED["tuned_logistic"], folds, tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("error", [NoScores("no numbers"), ValueError("too few images")])
 def test_a_trial_without_scores_is_the_worst_and_no_end(
-    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, folds = make_training(rng, trials=3)
     from cxr_spark.training import tune
-    from cxr_spark.training.trainer import NoScores
 
     fit = Training.fit_folds
 
     def sometimes(self: Training, head: Classifier, *rest: Any):
         if head.parameters.get("C") is not None:
-            raise NoScores("no numbers")
+            raise error
         return fit(self, head, *rest)
 
     monkeypatch.setattr(tune.Training, "fit_folds", sometimes)
