@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from cxr_spark.backbones import RANDOM_SEED, weights_file
 from cxr_spark.engine.frozen import FrozenGraph
 from cxr_spark.files import write_bytes, write_json
+from cxr_spark.installed import installed_version
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class GraphKey:
     @property
     def digest(self) -> str:
         """The first 32 hexadecimal digits of the SHA-256 of all that decides the graph."""
-        made_by = [importlib.metadata.version(package) for package in ("keras", "tensorflow")]
+        made_by = [installed_version(package) for package in ("keras", "tensorflow")]
         made_by += [_digest(_PACKAGE / module) for module in _SOURCES]
         made_of = json.dumps([dataclasses.asdict(self), made_by], sort_keys=True)
         return hashlib.sha256(made_of.encode()).hexdigest()[:32]

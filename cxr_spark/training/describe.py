@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from cxr_spark.dataset.splits import patients_in_two_splits
 from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.installed import installed_version
 from cxr_spark.training.assign import SPLITS, Assigned
 from cxr_spark.training.reader import ImageKeys
 
@@ -114,8 +114,5 @@ def versions() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
     }
     for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
+        found[package] = installed_version(package) or "not installed as a package"
     return found
