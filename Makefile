@@ -4,6 +4,7 @@
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests
 # make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour on two cores
+# make test-docker  the image and the cluster of docker/, with a worker killed: needs a Docker engine
 # make lint    ruff and mypy
 # make audit   known vulnerabilities of the installed packages, by pip-audit, which needs a network
 
@@ -21,7 +22,7 @@ OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
-.PHONY: setup archive grid bench test test-faults lint audit check-tools clean
+.PHONY: setup archive grid bench test test-faults test-docker lint audit check-tools clean
 
 setup: check-tools $(VENV)/.installed
 	@test $(VENV)/.archived -nt $(VENV)/.installed || $(MAKE) --no-print-directory archive
@@ -39,6 +40,9 @@ test: setup
 test-faults: setup
 	@CXR_FAULTS=full CXR_FUZZ_EXAMPLES=200000 $(IN_VENV) python -m pytest -s tests/test_faults.py tests/test_fuzz.py \
 		tests/test_hostile_files.py tests/extraction/test_hostile_files.py $(ARGS)
+
+test-docker:
+	@docker/test.sh
 
 lint: setup
 	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check . && $(IN_VENV) mypy
