@@ -17,6 +17,7 @@ if ! docker info >/dev/null 2>&1 || ((${#compose[@]} == 0)); then
 fi
 
 work=$(mktemp -d)
+chmod 755 "$work"
 export COMPOSE_PROJECT_NAME=cxr_spark_test CXR_RUN=demo
 CXR_MASTER_PORT=$((20000 + RANDOM % 10000)) CXR_HISTORY_PORT=$((30000 + RANDOM % 10000))
 CXR_DRIVER_PORT=$((40000 + RANDOM % 10000))
@@ -31,7 +32,7 @@ python_in() { docker exec -i "$(container "$1")" python - "${@:2}"; }
 say() { echo "$(date +%T) $*"; }
 fail() {
   say "FAILED: $*" >&2
-  cluster logs --tail 30 >&2 || true
+  cluster logs --no-color --tail 30 driver >&2 || true
   exit 1
 }
 clean() {
@@ -87,7 +88,7 @@ print(failed)
 PYTHON
 }
 
-compare() { # compare A B [EXPECTED CONFIGURATIONS]: results, predictions and features
+compare() { # compare A B ROWS: results and features; of B, ROWS rows, which A may have more of
   docker run --rm -i -v "$work:/work:ro" cxr_spark:cpu python - "$@" <<'PYTHON'
 import sys
 from pathlib import Path
@@ -104,9 +105,11 @@ keys = ["configuration", "seed"]
 shared = tables[1][keys]
 ours, theirs = (table.merge(shared, on=keys).sort_values(keys, ignore_index=True) for table in tables)
 assert len(ours) == len(theirs) == int(sys.argv[3]), (len(ours), len(theirs))
+if len(shared) < len(tables[0]):  # of fewer configurations: what compares them with one another differs
+    ours, theirs = (table.drop(columns=["selected", "difference", "p_holm"]) for table in (ours, theirs))
 pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-6)
 numbers = ours.select_dtypes("number").columns
-print(f"results.csv: {len(ours)} rows, largest difference {np.nanmax(np.abs(ours[numbers] - theirs[numbers]).to_numpy()):.1e}")
+print(f"{sys.argv[2]}: results.csv: {len(ours)} rows, largest difference {np.nanmax(np.abs(ours[numbers] - theirs[numbers]).to_numpy()):.1e}")
 
 for extraction in list_extractions(b / "features"):
     rows = [
@@ -118,7 +121,7 @@ for extraction in list_extractions(b / "features"):
     pooled = [np.stack(table["pooled"]) for table in rows]
     distance = np.linalg.norm(pooled[0] - pooled[1], axis=1) / np.linalg.norm(pooled[0], axis=1)
     assert distance.max() <= 1e-5, distance.max()
-    print(f"features {extraction.fingerprint}: {len(rows[0])} rows, largest relative difference {distance.max():.1e}")
+    print(f"{sys.argv[2]}: features {extraction.fingerprint}: {len(rows[0])} rows, largest relative difference {distance.max():.1e}")
 PYTHON
 }
 
@@ -134,23 +137,32 @@ finish undisturbed
 
 begin killed
 driver=$(container driver)
-# The address of an executor that holds a task, once shards are on the disk: midway through the extraction.
+# The address of an executor whose task has run for three seconds: it extracts features, all others are shorter.
 address=$(python_in driver <<'PYTHON'
-import glob, json, time, urllib.request
+import datetime, json, time, urllib.request
 
 def ask(path):
     with urllib.request.urlopen(f"http://localhost:4040/api/v1/applications{path}") as answer:
         return json.load(answer)
 
+def seconds_since(moment):
+    began = datetime.datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%fGMT").replace(tzinfo=datetime.timezone.utc)
+    return (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
+
+def long_running():
+    (application,) = ask("")
+    for stage in ask(f"/{application['id']}/stages?status=active"):
+        tasks = ask(f"/{application['id']}/stages/{stage['stageId']}/{stage['attemptId']}/taskList?status=running")
+        for task in tasks:
+            if task["status"] == "RUNNING" and seconds_since(task["launchTime"]) > 3:
+                return task["host"]
+
 until = time.monotonic() + 240
 while time.monotonic() < until:
     try:
-        (application,) = ask("")
-        if glob.glob("/runs/demo/features/_parts/**/*.parquet", recursive=True):
-            busy = [e for e in ask(f"/{application['id']}/executors") if e["activeTasks"] and e["id"] != "driver"]
-            if busy:
-                print(busy[0]["hostPort"].split(":")[0])
-                break
+        if address := long_running():
+            print(address)
+            break
     except (OSError, ValueError):  # before it listens, and while it says that Spark is starting up
         pass
     time.sleep(0.1)
