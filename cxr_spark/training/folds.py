@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +36,13 @@ def make_folds(
     settings: CrossValidationConfig,
     *,
     seed: int,
+    pixels_digest: npt.NDArray[Any] | None = None,
 ) -> list[Fold]:
     """Divide the training split in folds of about equal classes, a patient's images together.
 
     Validation images stay out of all of them: they stop training early where that is asked for. An
-    image that tells no patient is one of its own.
+    image that tells no patient is one of its own. Patients of whom two images have the same pixels
+    are one.
 
     Args:
         labels: int64 of shape (n_images,).
@@ -47,6 +50,7 @@ def make_folds(
         splits: 'train', 'val' or 'test', of shape (n_images,).
         settings: how many folds, how often.
         seed: of the division; each repeat divides differently.
+        pixels_digest: of each image's pixels, of shape (n_images,), where it is known.
 
     Raises:
         UserError: a class has fewer patients than there are folds, or is missing in one.
@@ -57,6 +61,8 @@ def make_folds(
     groups = np.array(
         [f"image {i}" if patient_ids[i] is None else f"patient {patient_ids[i]}" for i in rows]
     )
+    if pixels_digest is not None:
+        groups = _joined(groups, pixels_digest[rows])
     for label in np.unique(labels):
         n_groups = len(np.unique(groups[labels[rows] == label]))
         if n_groups < settings.folds:
@@ -79,3 +85,17 @@ def make_folds(
                     "or cross_validation: null."
                 )
     return folds
+
+
+def _joined(groups: npt.NDArray[np.str_], digests: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
+    """Return groups, one in place of those that images of the same digest tie together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names, group = np.unique(groups, return_inverse=True)
+    _, digest = np.unique(digests.astype(str), return_inverse=True)
+    n = len(names) + digest.max() + 1
+    ties = coo_array((np.ones(len(group)), (group, len(names) + digest)), shape=(n, n))
+    _, component = connected_components(ties, directed=False)
+    joined: npt.NDArray[np.str_] = component[group].astype(str)
+    return joined

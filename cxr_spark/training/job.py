@@ -137,6 +137,7 @@ def _folds(experiment: Experiment, images: ImageKeys, assigned: Assigned) -> lis
         return make_folds(
             assigned.labels, images.patient_id.tolist(), assigned.splits,
             experiment.cross_validation, seed=experiment.split.seed,
+            pixels_digest=images.pixels_digest,
         )  # fmt: skip
     except UserError as error:
         if experiment.tuned_heads:

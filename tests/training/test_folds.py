@@ -36,6 +36,23 @@ def test_no_patient_is_on_both_sides(images) -> None:
         assert not sides[0] & sides[1]
 
 
+def test_patients_with_an_identical_image_are_on_one_side(images) -> None:
+    labels, patients, splits = images
+    digests = np.array([f"{i:040x}" for i in range(N)], object)
+    digests[[31, 101, 171]] = "same"  # of three patients
+    digests[[32, 61]] = "another"  # which ties a fourth to them
+    tied = {patients[i] for i in (31, 101, 171, 61)}
+    together = {i for i in range(N) if patients[i] in tied}
+    apart = 0
+    for known in (None, digests):
+        folds = make_folds(labels, patients, splits, SETTINGS, seed=0, pixels_digest=known)
+        for fold in folds:
+            held_out = together & set(fold.held_out)
+            apart += known is None and 0 < len(held_out) < len(together)
+            assert known is None or held_out in (set(), together)
+    assert apart
+
+
 def test_classes_are_about_as_frequent_in_each(images) -> None:
     labels, _, _ = images
     for fold in make_folds(*images, SETTINGS, seed=0):
