@@ -48,7 +48,7 @@ def read(name: str) -> dict[str, str]:
 
 def test_every_cluster_has_a_file_for_processors_and_one_for_gpus() -> None:
     expected = {f"spark-{c}{gpu}.conf" for c in CLUSTERS for gpu in ("", "-gpu")}
-    assert {file.name for file in FILES} == expected | {"spark-local.conf"}
+    assert {file.name for file in FILES} == expected | {"spark-local.conf", "spark-compose.conf"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
