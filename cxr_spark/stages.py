@@ -239,6 +239,7 @@ def _not_trained(stated: dict[str, Any], records: Sequence[dict[str, Any]]) -> l
     asked = [
         Configuration(backbone, preprocessing, head).name
         for backbone in [*stated["backbones"], *stated.get("concatenations", [])]
+        if {*backbone.split("+")} <= {*stated["backbones"]}  # or --backbones left it out
         for preprocessing in stated["preprocessing"]
         for head in stated["heads"]
         if "+" not in backbone or takes.get(head) == "pooled"
