@@ -26,7 +26,7 @@ N = 200
 
 
 def make_training(
-    rng: np.random.Generator, trials: int = 4, n_classes: int = 2
+    rng: np.random.Generator, trials: int = 4, n_classes: int = 2, repeats: int = 2
 ) -> tuple[Training, list[Fold]]:
     labels = rng.integers(n_classes, size=N)
     features = rng.normal(size=(N, 6)) + 0.8 * np.eye(6)[labels]
@@ -35,7 +35,7 @@ def make_training(
         backbones=["ResNet50"],
         heads=["tuned_logistic"],
         tuning={"trials": trials},  # type: ignore[arg-type]
-        cross_validation={"folds": 3, "repeats": 2},  # type: ignore[arg-type]
+        cross_validation={"folds": 3, "repeats": repeats},  # type: ignore[arg-type]
         training={"epochs": 2},  # type: ignore[arg-type]
         standardise=True,
     )
@@ -184,12 +184,12 @@ def test_neither_test_images_nor_held_out_ones_choose(
 def test_networks_are_searched_as_classifiers_are(
     name: str, rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    training, folds = make_training(rng, trials=3, n_classes=3)
+    training, folds = make_training(rng, trials=2, n_classes=3, repeats=1)
     settled = settle(training, TUNED[name], folds, tmp_path / "t" / "x.json")
     assert isinstance(settled.head, Head)
     assert settled.head.name == name
     trials = json.loads((tmp_path / "t" / "x.json").read_text())["trials"]
-    assert len({trial["auc"] for trial in trials}) == 3
+    assert len({trial["auc"] for trial in trials}) == 2
 
 
 def test_a_search_goes_on_where_it_was_killed(
