@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import metadata
 
 # TensorFlow for processors alone is the same code under another name, and a third smaller.
-OTHER_NAMES = {"tensorflow": ("tensorflow-cpu",)}
+OTHER_NAMES = {
+    "tensorflow": ("tensorflow-cpu",),
+    "opencv-python-headless": ("opencv-python",),
+}
 
 
 def installed_version(package: str) -> str | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cxr_spark.errors import UserError
+from cxr_spark.installed import installed_version
 from cxr_spark.memory import address_space_mb, jvm_overhead_mb, to_mb
 
 if TYPE_CHECKING:
@@ -37,14 +36,10 @@ HEAP, OVERHEAD = "spark.executor.memory", "spark.executor.memoryOverhead"
 LEAST_OVERHEAD = "spark.executor.minMemoryOverhead"
 PYSPARK_MEMORY = "spark.executor.pyspark.memory"
 
-# What executors compute with, by the distributions that bring it.
+# What executors compute with.
 PACKAGES = {
-    "numpy": ("numpy",),
-    "pandas": ("pandas",),
-    "pyarrow": ("pyarrow",),
-    "keras": ("keras",),
-    "tensorflow": ("tensorflow", "tensorflow-cpu"),
-    "opencv": ("opencv-python-headless", "opencv-python"),
+    **{name: name for name in ("numpy", "pandas", "pyarrow", "keras", "tensorflow")},
+    "opencv": "opencv-python-headless",
 }
 
 ENVIRONMENT = (
@@ -228,15 +223,8 @@ def _number(settings: Settings, key: str, default: float) -> float:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python (to its minor one) and of ``PACKAGES``, importing none."""
-    found = {name: _version(distributions) for name, distributions in PACKAGES.items()}
+    found = {name: installed_version(package) or "none" for name, package in PACKAGES.items()}
     return {"Python": f"{sys.version_info.major}.{sys.version_info.minor}", **found}
-
-
-def _version(distributions: Sequence[str]) -> str:
-    for name in distributions:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return "none"
 
 
 def check_versions(spark: SparkSession) -> None:

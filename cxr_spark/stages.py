@@ -138,6 +138,7 @@ def _report(run: Path) -> None:
     content = read_experiment(run)
     check_writable(run, "run")
     found, predictions = write_results(run, show=False)
+    records = trained(run)
     rules, positive = _rules(content), content["task"]["positive"]
     counts = predictions[0].groupby(["label", "split"]).size().unstack(fill_value=0)
     counts.index = pd.Index(content["task"]["classes"])
@@ -146,7 +147,7 @@ def _report(run: Path) -> None:
         results=found.results,
         summary=found.summary,
         rules={**dataclasses.asdict(rules), "selection": SELECTION_RULE},
-        histories=[record["history"] for record in trained(run)],
+        histories=[record["history"] for record in records],
         roc_curves=[]
         if positive is None
         else [roc_points(table, positive) for table in predictions],
@@ -155,13 +156,13 @@ def _report(run: Path) -> None:
         leaks=read_leaks(run),
         samples=_samples(run, predictions[0], content),
         published=_published(found, content),
-        searches=_searches(trained(run)),
-        not_trained=_not_trained(content["experiment"], trained(run)),
+        searches=_searches(records),
+        not_trained=_not_trained(content["experiment"], records),
     )
     page = write_report(run, measures)
     takes = next(
         record["takes"]
-        for record in trained(run)
+        for record in records
         if record["configuration"] == measures.shown.row["configuration"]
     )
     card = write_model_card(run, measures, takes=takes)
