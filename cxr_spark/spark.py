@@ -19,7 +19,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.session_checks import check_settings, check_versions
 
 if TYPE_CHECKING:
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkStageInfo
     from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ SECRET = re.compile(
     r"secret|password|token|access[.]?key|credential|passphrase|://[^/\s]*:[^/\s]*@", re.IGNORECASE
 )
 REDACTED = "*********(redacted)"
+
+# Spark kills a cancelled task's Python worker after two seconds (spark.python.task.killTimeout).
+CANCEL_SECONDS = 15.0
 
 
 @contextmanager
@@ -155,18 +158,30 @@ class Progress:
         self._watcher.join()
         if self._cancelled:
             with contextlib.suppress(Exception):
+                self._wait_for_cancelled()
                 self._context.setLogLevel(_log_level(self._context.getConf()))
 
+    def _wait_for_cancelled(self) -> None:
+        """Wait for tasks that still run: a cancelled job has ended, and they write on meanwhile."""
+        until = time.monotonic() + CANCEL_SECONDS
+        while any(stage.numActiveTasks for stage in self._stages()) and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def _stages(self) -> list[SparkStageInfo]:
+        """Return what Spark tells of each stage of the jobs that are counted."""
+        tracker = self._context.statusTracker()
+        return [
+            told
+            for job in tracker.getJobIdsForGroup(self._group)
+            if (jobs := tracker.getJobInfo(job))
+            for stage in jobs.stageIds
+            if (told := tracker.getStageInfo(stage))
+        ]
+
     def _watch(self) -> None:
-        tracker, began = self._context.statusTracker(), time.monotonic()
+        began = time.monotonic()
         while not self._ended.wait(self._every_s):
-            stages = [
-                tracker.getStageInfo(stage)
-                for job in tracker.getJobIdsForGroup(self._group)
-                if (jobs := tracker.getJobInfo(job))
-                for stage in jobs.stageIds
-            ]
-            share = sum(stage.numCompletedTasks for stage in stages if stage) / self._n_tasks
+            share = sum(stage.numCompletedTasks for stage in self._stages()) / self._n_tasks
             line = _progress_line(min(share, 1.0), self._n_images, time.monotonic() - began)
             errors = f", {self.n_errors:,} errors" if self.n_errors else ""
             log.info("%s: %s%s", self._what, line, errors)
