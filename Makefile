@@ -2,7 +2,7 @@
 # make archive the archive alone: Spark's classes as Java has them in memory, with which it starts 5 s sooner
 # make grid    the main job: [IMAGES=dir WEIGHTS=dir|imagenet|random CONFIG=file RUN=dir FEATURES=dir ARGS="--limit 400"]
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
-# make test    the tests
+# make test    the tests, in TESTERS processes side by side (2)
 # make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour on two cores
 # make test-docker  the image and the cluster of docker/, with a worker killed: needs a Docker engine
 # make lint    ruff and mypy
@@ -18,6 +18,7 @@ SPARK_CONF ?= conf/spark-local.conf
 FLAGS = --config "$(CONFIG)" --run "$(RUN)" $(if $(IMAGES),--images "$(IMAGES)") \
 	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FEATURES),--features "$(FEATURES)") $(ARGS)
 
+TESTERS ?= 2
 OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
@@ -35,7 +36,7 @@ bench: setup
 	@$(IN_VENV) spark-submit --properties-file "$(SPARK_CONF)" jobs/benchmark.py $(BENCH_FLAGS)
 
 test: setup
-	@$(IN_VENV) python -m pytest $(ARGS)
+	@$(IN_VENV) python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup
 	@CXR_FAULTS=full CXR_FUZZ_EXAMPLES=200000 $(IN_VENV) python -m pytest -s tests/test_faults.py tests/test_fuzz.py \

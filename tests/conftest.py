@@ -24,6 +24,11 @@ os.environ["XDG_CACHE_HOME"] = _cache.name
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the faults, which take long: of several processes none should end with them."""
+    items.sort(key=lambda item: item.path.name != "test_faults.py")
+
+
 @pytest.fixture(scope="session")
 def spark() -> Iterator[object]:
     """One local session with two cores for all tests, as jobs open it."""

@@ -79,7 +79,9 @@ def extract(folder: Path, master: str, images: Path, config: Path, features: Pat
 
 
 def executors(master: str) -> list[psutil.Process]:
-    return [p for p in find_processes(EXECUTOR) if p.name() == "java"]
+    """Return those of the nodes of one master, whose address stands in their command lines."""
+    nodes = find_processes(master)
+    return [p for node in nodes for p in find_processes(EXECUTOR, under=node) if p.name() == "java"]
 
 
 def wait(run: Run, features: Path, seconds: float) -> None:
