@@ -45,6 +45,9 @@ SECRET = re.compile(
 )
 REDACTED = "*********(redacted)"
 
+# The property by which Spark names a job, and the stages of it.
+DESCRIPTION = "spark.job.description"
+
 # Spark kills a cancelled task's Python worker after two seconds (spark.python.task.killTimeout).
 CANCEL_SECONDS = 15.0
 
@@ -93,7 +96,8 @@ def open_session(
     with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
         try:
             spark.sparkContext.addPyFile(str(_zip_package(Path(folder))))
-            check_versions(spark)
+            with described(spark, "asking executors for their packages"):
+                check_versions(spark)
             yield spark
         finally:
             spark.stop()
@@ -110,6 +114,18 @@ def _zip_package(folder: Path) -> Path:
         for source in sorted(package.rglob("*.py")):
             file.write(source, source.relative_to(package.parent))
     return archive
+
+
+@contextmanager
+def described(spark: SparkSession, what: str) -> Iterator[None]:
+    """Have Spark's UI and its event log say what the jobs are for that this thread submits."""
+    context = spark.sparkContext
+    before = context.getLocalProperty(DESCRIPTION)
+    context.setLocalProperty(DESCRIPTION, what)
+    try:
+        yield
+    finally:
+        context.setLocalProperty(DESCRIPTION, before)
 
 
 class Progress:
@@ -136,9 +152,9 @@ class Progress:
         self._cancelled = False
         self.n_errors = 0
 
-    def join(self) -> None:
-        """Count the jobs that this thread submits from now on."""
-        self._context.setJobGroup(self._group, self._what)
+    def join(self, what: str) -> None:
+        """Count the jobs that this thread submits from now on, and call them so in Spark's UI."""
+        self._context.setJobGroup(self._group, what)
 
     def cancel(self) -> None:
         """Have Spark end the jobs that are counted, and say nothing of their tasks' ends."""

@@ -70,7 +70,7 @@ def test_a_cancelled_job_writes_no_more_once_its_progress_has_ended(spark, tmp_p
     with Progress(spark, "writing", 1, 1) as watched:
 
         def run() -> None:
-            watched.join()
+            watched.join("writing without end")
             with pytest.raises(Exception, match="cancelled"):
                 spark.range(0, 1, 1, 1).mapInPandas(write_on, "id bigint").count()
 

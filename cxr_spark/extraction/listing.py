@@ -15,6 +15,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.store import LISTING_COLUMNS
 from cxr_spark.files import location, write_json
+from cxr_spark.spark import described
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +86,17 @@ def stage_listing(
         images: the image root.
         folder: a new folder.
     """
-    dataset = experiment.dataset
+    dataset, limit = experiment.dataset, experiment.limit
     found = read_listing(spark, str(images), dataset.adapter, dataset.patient_pattern)
-    limit = experiment.limit
-    if limit is not None:
-        n_found = found.count()
-        if limit < n_found:
-            found = even_sample(found, limit, n_found)
-        else:
-            limit = None
-    log.info("listing the images under %s", images)
-    return _write_listing(found, folder, limit)
+    with described(spark, f"listing the images under {images}"):
+        if limit is not None:
+            n_found = found.count()
+            if limit < n_found:
+                found = even_sample(found, limit, n_found)
+            else:
+                limit = None
+        log.info("listing the images under %s", images)
+        return _write_listing(found, folder, limit)
 
 
 def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listing:
@@ -153,10 +154,11 @@ def accept_listing(
         return listing
     if stored.is_of_same_images(listing):
         return stored
-    _check_is_related(spark, features, staged, stored, listing, refresh=refresh)
-    joined = _join(spark, manifest, staged, refresh=refresh)
     beside = staged.with_name("joined")
-    now = _write_listing(joined, beside, listing.limit)
+    with described(spark, "comparing the images with those of the run before"):
+        _check_is_related(spark, features, staged, stored, listing, refresh=refresh)
+        joined = _join(spark, manifest, staged, refresh=refresh)
+        now = _write_listing(joined, beside, listing.limit)
     if stored.is_of_same_images(now):
         return stored
     manifest.rename(staged.with_name(REPLACED))

@@ -33,7 +33,7 @@ from cxr_spark.extraction.worker import (
     result_columns,
 )
 from cxr_spark.files import location
-from cxr_spark.spark import Progress
+from cxr_spark.spark import Progress, described
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -108,7 +108,8 @@ def run_pass(
     )
     n_shards, n_tasks = plan_shards(n_images, n_slots, len(backbones), n_least)
     pieces = folder / f"pieces-{uuid.uuid4().hex}"
-    _cut_images(images, n_images, n_shards, n_tasks, pieces)
+    with described(spark, f"cutting {n_images:,} images into {n_shards * n_tasks} tasks"):
+        _cut_images(images, n_images, n_shards, n_tasks, pieces)
     warmed()
     extractions = ship(spark, backbones)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{uuid.uuid4().hex[:6]}"
@@ -116,7 +117,7 @@ def run_pass(
     began = time.monotonic()
 
     def write(k: int) -> PassedShard:
-        watched.join()
+        watched.join(f"extracting features, shard {k + 1} of {n_shards}")
         staged, place = folder / f"{stamp}-{k:05d}", pieces / f"shard={k}"
         rows = read_columns(spark, place, MANIFEST_COLUMNS).select(*MANIFEST_COLUMNS)
         extractor = make_extractor(
@@ -204,7 +205,8 @@ def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
     placement = placement_of(spark)
     warmer = make_warmer(extractions, placement)
     n_slots = slots(spark, placement)
-    spark.range(0, n_slots, 1, n_slots).mapInPandas(warmer, "id bigint").count()
+    with described(spark, "loading backbones in the Python workers"):
+        spark.range(0, n_slots, 1, n_slots).mapInPandas(warmer, "id bigint").count()
 
 
 def _write_features(

@@ -41,7 +41,7 @@ from cxr_spark.extraction.store import (
     ExtractionRecord,
 )
 from cxr_spark.files import location
-from cxr_spark.spark import describe_session
+from cxr_spark.spark import describe_session, described
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -96,7 +96,8 @@ def complete(
             _tell(backbone, "already in the store")
             continue
         _check_maps(job.outputs, state)
-        state, remaining = _look(job, state)
+        with described(job.spark, f"finding the images that {backbone.identity.backbone} lacks"):
+            state, remaining = _look(job, state)
         n_there = job.listing.n_usable - remaining.n_images
         _tell(
             backbone,
@@ -111,7 +112,9 @@ def complete(
         if remaining.n_images:
             _pass(job, remaining, states, failures, warmed)
         for state in states:
-            _finish(job, begun(job.outputs, state.backbone))
+            name = state.backbone.identity.backbone
+            with described(job.spark, f"accounting for every image of {name}"):
+                _finish(job, begun(job.outputs, state.backbone))
 
 
 def _tell(backbone: LoadedBackbone, what: str) -> None:

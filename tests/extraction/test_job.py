@@ -174,6 +174,28 @@ def test_every_image_is_a_row_or_an_error_and_neighbours_are_unchanged(
         assert distance.max() <= 1e-5
 
 
+def test_sparks_pages_say_what_each_job_is_for(
+    spark, experiment, phantoms: Path, tmp_path: Path
+) -> None:
+    def descriptions() -> dict[int, str | None]:
+        jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+        each = (jobs.apply(i) for i in range(jobs.size()))
+        return {job.jobId(): job.description().getOrElse(None) for job in each}
+
+    before = descriptions()
+    assert "asking executors for their packages" in before.values()
+    few = experiment.model_copy(update={"limit": 20})
+    run(spark, few, phantoms, tmp_path / "features")
+    assert {what for job, what in descriptions().items() if job not in before} == {
+        f"listing the images under {phantoms}",
+        "loading backbones in the Python workers",
+        "finding the images that MobileNetV3Small lacks",
+        "cutting 20 images into 2 tasks",
+        "extracting features, shard 1 of 1",
+        "accounting for every image of MobileNetV3Small",
+    }
+
+
 def test_a_folder_without_any_usable_image_is_told(spark, experiment, tmp_path: Path) -> None:
     folder = tmp_path / "images" / "train" / "NORMAL"
     folder.mkdir(parents=True)
