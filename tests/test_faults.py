@@ -218,7 +218,8 @@ def test_training_killed_between_heads(cluster, images, tmp_path: Path) -> None:
     """Of a head on maps: heads on pooled features are trained together."""
     features, run_folder = tmp_path / "features", tmp_path / "run"
     config = tmp_path / "maps.yaml"
-    config.write_text(CONFIG.replace("[gap]", "[fc1024]") + "feature_maps: true\n")
+    of_maps = CONFIG.replace("[gap]", "[fc1024]").replace("ResNet50", "MobileNetV3Small")
+    config.write_text(of_maps + "feature_maps: true\n")
     assert extract(tmp_path, cluster, images, config, features).wait() == 0
     assert list_extractions(features)
 
