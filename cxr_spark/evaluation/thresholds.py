@@ -70,7 +70,8 @@ def choose_threshold(y_true: npt.ArrayLike, y_score: npt.ArrayLike, rule: str = 
     score = np.asarray(y_score, np.float64)
     false_positive, sensitivity, thresholds = roc_curve(y_true, score, drop_intermediate=False)
     specificity = 1 - false_positive
-    worth = sensitivity + specificity
+    # Rounded, since sums of shares that are the same number may differ in their last digit.
+    worth = np.round(sensitivity + specificity, 12)
     if match[1] is not None:
         required, other = (
             (sensitivity, specificity) if match[1] == "sensitivity" else (specificity, sensitivity)

@@ -39,6 +39,16 @@ def test_required_shares_are_kept_at_the_least_cost(
     assert getattr(found, other).value == pytest.approx(max(allowed))
 
 
+def test_of_thresholds_as_good_the_highest_is_chosen() -> None:
+    """Each wins a tenth of specificity and loses one of sensitivity; sums differ by rounding."""
+    y_true = np.tile([False, True], 10)
+    y_score = np.arange(20.0)
+    assert choose_threshold(y_true, y_score) == 18.5
+    assert choose_threshold(y_true, y_score, "specificity=0.5") == 8.5
+    tied = np.array([0.2, 0.2, 0.5, 0.5, 0.5])
+    assert choose_threshold([0, 0, 0, 1, 1], tied) == pytest.approx(0.35)  # no tie is parted
+
+
 def test_threshold_lies_between_the_two_scores_that_it_parts() -> None:
     assert choose_threshold([0, 0, 1, 1], [0.1, 0.3, 0.6, 0.9]) == pytest.approx(0.45)
 
