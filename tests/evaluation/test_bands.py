@@ -84,3 +84,14 @@ def test_bands_hold_the_curve_and_take_no_time(rng: np.random.Generator) -> None
         assert (band.y[inner] <= band.high[inner]).all()
     few = roc_band(y_true, y_score, Resamples(resamples.weights[:1000]))
     assert (few.low == bands[0].low).all()  # no more than a thousand are taken
+
+
+@pytest.mark.filterwarnings("error")
+def test_constant_scores_have_the_diagonal_and_the_share_of_positives() -> None:
+    y_true = np.arange(40) >= 30
+    resamples = draw_patients(y_true.astype(int), n_resamples=20)
+    roc = roc_band(y_true, np.ones(40), resamples)
+    assert np.stack([roc.y, roc.low, roc.high]) == pytest.approx(np.stack([PLACES] * 3))
+    precision = precision_recall_band(y_true, np.ones(40), resamples)
+    assert (precision.y == 0.25).all()
+    assert (precision.low < precision.high).all()
