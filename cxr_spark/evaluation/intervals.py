@@ -13,6 +13,9 @@ from scipy.stats import norm
 from cxr_spark.evaluation.auc import placement_values
 
 CONFIDENCE = 0.95
+# Variances up to this are what rounding leaves where there is none: the square of an AUC's last
+# digit is 1e-32, and a single pair of 10^10 that changes its order makes 1e-21.
+ROUNDING = 1e-28
 
 
 @dataclass(frozen=True)
@@ -138,40 +141,78 @@ def auc_interval(
 
 
 def interval_of(estimate: Estimate, k: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval of one of some classifiers, made on the logit scale.
+    """Return the interval of one of some classifiers; see ``interval_from``."""
+    auc, variance = float(estimate.auc[k]), float(estimate.covariance[k, k])
+    return interval_from(auc, variance, estimate.n_units, confidence)
+
+
+def interval_from(
+    auc: float, variance: float, n_units: int, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the interval of an AUC, or of a mean of AUCs, made on the logit scale.
 
     So it stays within 0 and 1. Where every placement is 1, or every one 0, there is no variance to
-    make it of: it ends where the exact binomial one of the smaller class' patients does. Where the
+    make it of: it ends where the exact binomial one of the smallest class' patients does. Where the
     variance is 0 for another reason, as of equal scores, or not known, its ends are NaN.
+
+    Args:
+        auc: from 0 to 1.
+        variance: of it, over patients.
+        n_units: patients of the class that has fewest.
+        confidence: of the two-sided interval.
     """
-    auc, variance = float(estimate.auc[k]), float(estimate.covariance[k, k])
     if auc in (0.0, 1.0):
-        edge = float(((1 - confidence) / 2) ** (1 / estimate.n_units))
+        edge = _edge(n_units, confidence)
         return Interval(1.0, edge, 1.0) if auc else Interval(0.0, 0.0, 1 - edge)
-    if not variance > 0:
+    if not variance > ROUNDING:
         return Interval(auc, float("nan"), float("nan"))
     half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
     return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
 
 
+def _edge(n_units: int, confidence: float) -> float:
+    """Return the lower end of the exact binomial interval of ``n_units`` hits in as many."""
+    return float(((1 - confidence) / 2) ** (1 / n_units))
+
+
 def difference_of(
     estimate: Estimate, k: int, other: int, confidence: float = CONFIDENCE
 ) -> Difference:
-    """Return the AUC of classifier ``k`` less that of ``other``, tested on the same images.
-
-    Two that are equal on every image have a p-value of 1. Where the variance is not known, as of a
-    single patient of a class, or is 0 all the same, ends and p-value are NaN.
-    """
+    """Return the AUC of classifier ``k`` less that of ``other``; see ``difference_from``."""
     contrast = np.zeros(len(estimate.auc))
     contrast[k] += 1
     contrast[other] -= 1
-    difference = float(contrast @ estimate.auc)
     variance = float(contrast @ estimate.covariance @ contrast)
-    # What rounding leaves of two equal classifiers is no variance.
-    if abs(variance) <= 1e-14 and abs(difference) < 1e-12:
-        return Difference(0.0, 0.0, 0.0, 1.0)
-    if not variance > 1e-14:
-        return Difference(difference, float("nan"), float("nan"), float("nan"))
+    if abs(variance) <= 1e-13 * max(estimate.covariance[k, k], estimate.covariance[other, other]):
+        variance = 0.0  # what rounding leaves of two equal classifiers
+    aucs = (float(estimate.auc[k]), float(estimate.auc[other]))
+    return difference_from(*aucs, variance, estimate.n_units, confidence)
+
+
+def difference_from(
+    auc: float, other: float, variance: float, n_units: int, confidence: float = CONFIDENCE
+) -> Difference:
+    """Return the difference of two AUCs of the same images, tested by the normal distribution.
+
+    Where they are the same, the p-value is 1. Two that are equal on every image differ by 0 in any
+    study. Two that both part all images need not: the ends are as far from 0 as an AUC of 1 may be
+    from its true one. Where the variance is not known, as of a single patient of a class, or is 0
+    while the AUCs differ, ends and, unless the AUCs are the same, p-value are NaN.
+
+    Args:
+        auc, other: the two, from 0 to 1.
+        variance: of their difference, over patients.
+        n_units: patients of the class that has fewest.
+        confidence: of the two-sided interval.
+    """
+    difference = auc - other
+    if not variance > ROUNDING:
+        nan = float("nan")
+        if abs(difference) >= 1e-12:
+            return Difference(difference, nan, nan, nan)
+        of_equals = nan if np.isnan(variance) else 0.0
+        half = 1 - _edge(n_units, confidence) if auc in (0.0, 1.0) else of_equals
+        return Difference(0.0, 0.0 - half, half, 1.0)
     error = float(np.sqrt(variance))
     half = float(norm.ppf((1 + confidence) / 2)) * error
     p_value = float(2 * norm.sf(abs(difference) / error))

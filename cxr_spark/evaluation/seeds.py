@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cxr_spark.evaluation.intervals import Interval, estimate_aucs, interval_of
+from cxr_spark.evaluation.intervals import ROUNDING, Interval, estimate_aucs, interval_of
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ def share_of_seeds(of_seeds: float, of_images: float) -> float:
         of_images: variance over test patients of the mean over seeds.
     """
     together = of_seeds + of_images
-    return of_seeds / together if together > 0 else float("nan")
+    return of_seeds / together if together > ROUNDING else float("nan")

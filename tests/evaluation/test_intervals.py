@@ -13,6 +13,7 @@ from cxr_spark.evaluation.intervals import (
     difference_of,
     estimate_aucs,
     holm,
+    interval_from,
     interval_of,
 )
 
@@ -203,6 +204,48 @@ def test_an_unknown_variance_is_no_certainty() -> None:
     test = difference_of(estimate_aucs([1, 1, 0, 0, 0], scores, ["a", "a", "b", "c", "d"]), 0, 1)
     assert test.difference != 0
     assert np.isnan([test.low, test.high, test.p_value]).all()
+
+
+def test_equals_have_a_p_value_of_1_where_a_single_patient_tells_no_variance() -> None:
+    scores = [[[3, 1, 2, 0, 4]], [[6, 2, 4, 0, 8]]]
+    test = difference_of(estimate_aucs([1, 1, 0, 0, 0], scores, ["a", "a", "b", "c", "d"]), 0, 1)
+    assert (test.difference, test.p_value) == (0, 1)
+    assert np.isnan([test.low, test.high]).all()
+
+
+def test_two_perfect_classifiers_may_differ_elsewhere() -> None:
+    perfect, other = [3, 4, 5, 1, 2], [8, 7, 6, 1, 0]
+    found = estimate_aucs([1, 1, 1, 0, 0], [[perfect], [other]])
+    test = difference_of(found, 0, 1)
+    assert (test.difference, test.p_value) == (0, 1)
+    assert (test.low, test.high) == pytest.approx((0.025**0.5 - 1, 1 - 0.025**0.5))
+
+
+def test_a_perfect_and_a_constant_one_differ_by_who_knows_how_much() -> None:
+    found = estimate_aucs([1, 1, 0, 0], [[[3, 4, 1, 2]], [np.ones(4)]])
+    test = difference_of(found, 0, 1)
+    assert test.difference == 0.5
+    assert np.isnan([test.low, test.high, test.p_value]).all()
+
+
+def test_what_rounding_leaves_is_no_variance() -> None:
+    """One perfect seed and two constant ones: the mean of their placements is 2 / 3 everywhere."""
+    truth = np.arange(70) % 2 == 0
+    found = auc_interval(truth, [truth, np.ones(70), np.ones(70)])
+    assert found.auc == pytest.approx(2 / 3)
+    assert np.isnan([found.low, found.high]).all()
+    assert np.isnan(interval_from(2 / 3, 1e-33, 35).low)
+
+
+def test_nearly_equal_classifiers_are_tested(rng: np.random.Generator) -> None:
+    """Of 20,000 images two neighbours change places: a variance of 2e-16 is no rounding."""
+    score = np.sort(rng.normal(size=20000))
+    truth = np.arange(20000) % 2 == 0
+    other = score.copy()
+    other[[10000, 10001]] = score[[10001, 10000]]
+    test = difference_of(estimate_aucs(truth, [[score], [other]]), 0, 1)
+    assert abs(test.difference) == pytest.approx(1e-8)
+    assert 0.1 < test.p_value < 1
 
 
 def test_one_class_is_refused() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cxr_spark.evaluation.intervals import auc_interval
-from cxr_spark.evaluation.seeds import over_seeds
+from cxr_spark.evaluation.seeds import over_seeds, share_of_seeds
 
 
 def test_one_seed_tells_nothing_of_seeds(rng: np.random.Generator) -> None:
@@ -36,3 +36,23 @@ def test_share_is_that_of_a_known_mixture() -> None:
     )
     expected = np.var(aucs, ddof=1) / (np.var(aucs, ddof=1) + over_studies)
     assert found.share == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [np.arange(8), np.ones(8), np.array([1, 2, 3, 4, 8, 7, 6, 5])],
+    ids=["perfect", "constant", "perfect otherwise"],
+)
+def test_where_nothing_varies_seeds_have_no_share(scores: np.ndarray) -> None:
+    y_true = np.arange(8) >= 4
+    found = over_seeds(y_true, [scores, scores, np.arange(8) if scores.std() else scores])
+    assert found.spread == 0
+    assert np.isnan(found.share)
+    assert found.interval.low != found.interval.high
+
+
+def test_shares_of_what_is_not_known_are_not_known() -> None:
+    assert share_of_seeds(3e-4, 1e-4) == pytest.approx(0.75)
+    assert share_of_seeds(1e-4, 0.0) == 1
+    for unknown in ((0.0, 0.0), (1e-33, 0.0), (np.nan, 1e-4), (1e-4, np.nan)):
+        assert np.isnan(share_of_seeds(*unknown))
