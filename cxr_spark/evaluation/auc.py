@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 
 
 def placement_values(
@@ -23,7 +22,7 @@ def placement_values(
         The mean of either is the ROC AUC.
 
     Raises:
-        ValueError: only one class is present.
+        ValueError: only one class is present, or a score is NaN.
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), in the fast form by ranks of
     Sun and Xu, IEEE Signal Processing Letters 21 (2014).
@@ -36,10 +35,21 @@ def placement_values(
             f"expected both classes in y_true, received {len(positive)} positive "
             f"and {len(negative)} negative"
         )
+    if n_nan := np.count_nonzero(np.isnan(score)):
+        raise ValueError(f"expected numbers in y_score, received {n_nan} NaN")
     ranks = rankdata(np.concatenate([positive, negative]))
     of_positive = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
     of_negative = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
     return of_positive, of_negative
+
+
+def roc_auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> float:
+    """Return the ROC AUC; a tie counts half.
+
+    Raises:
+        ValueError: only one class is present, which has none.
+    """
+    return float(np.mean(placement_values(y_true, y_score)[0]))
 
 
 def macro_auc(labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> float:
@@ -48,10 +58,11 @@ def macro_auc(labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) ->
     Args:
         labels: int of shape (n_images,), every class present.
         scores: float of shape (n_images, n_classes).
+
+    Raises:
+        ValueError: a class is missing.
     """
-    return float(
-        np.mean([roc_auc_score(labels == c, scores[:, c]) for c in range(scores.shape[1])])
-    )
+    return float(np.mean([roc_auc(labels == c, scores[:, c]) for c in range(scores.shape[1])]))
 
 
 def keras_auc(

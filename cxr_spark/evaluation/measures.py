@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix
 
-from cxr_spark.evaluation.auc import keras_auc, macro_auc
+from cxr_spark.evaluation.auc import keras_auc, macro_auc, roc_auc
 from cxr_spark.evaluation.bootstrap import (
     Resamples,
     draw_patients,
@@ -130,7 +130,7 @@ def _of_two(
     threshold = choose_threshold(val.labels == positive, val.scores[:, positive], rule)
     found, at_half = operate(truth, score, threshold), operate(truth, score, 0.5)
     row: dict[str, Any] = {
-        "val_auc": float(roc_auc_score(val.labels == positive, val.scores[:, positive])),
+        "val_auc": roc_auc(val.labels == positive, val.scores[:, positive]),
         "test_auc": interval.auc,
         "test_auc_low": interval.low,
         "test_auc_high": interval.high,

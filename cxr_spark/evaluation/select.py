@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
-from cxr_spark.evaluation.auc import macro_auc
+from cxr_spark.evaluation.auc import macro_auc, roc_auc
 from cxr_spark.evaluation.bootstrap import (
     Resamples,
     macro_aucs,
@@ -85,7 +84,7 @@ def cross_validated(predictions: pd.DataFrame, positive: int | None) -> CrossVal
         if positive is None:
             aucs.append(macro_auc(labels, scores))
         else:
-            aucs.append(float(roc_auc_score(labels == positive, scores[:, positive])))
+            aucs.append(roc_auc(labels == positive, scores[:, positive]))
     spread = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else float("nan")
     return CrossValidated(float(np.mean(aucs)), spread, len(aucs))
 
