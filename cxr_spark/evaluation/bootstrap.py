@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
-from cxr_spark.evaluation.intervals import CONFIDENCE, Interval, unit_of
+from cxr_spark.evaluation.intervals import (
+    CONFIDENCE,
+    Difference,
+    Interval,
+    difference_from,
+    interval_from,
+    unit_of,
+)
 
 VALUES_AT_ONCE = 2**21  # of weights, so that memory does not grow with the resamples
 
@@ -69,6 +75,9 @@ def weighted_aucs(
         y_true: bool of shape (n_images,).
         y_score: float of shape (n_images,).
         weights: of shape (n_resamples, n_images), some weight on either class.
+
+    Raises:
+        ValueError: only one class is present, or drawn.
     """
     score = np.asarray(y_score, np.float64)
     order = np.argsort(score, kind="stable")
@@ -82,6 +91,8 @@ def weighted_aucs(
         negative = np.add.reduceat(ordered * ~truth, starts, axis=1)
         below = np.cumsum(negative, axis=1) - negative / 2
         total = positive.sum(axis=1) * negative.sum(axis=1)
+        if not total.all():
+            raise ValueError("expected both classes in y_true in every resample, received one")
         aucs[start : start + n_at_once] = np.sum(positive * below, axis=1) / total
     return aucs
 
@@ -111,26 +122,53 @@ def percentile_interval(
     """Return a value with the percentiles of its resamples; NaN where they do not vary."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    if low == high:
+    if high - low < 1e-12:  # what rounding leaves
         return Interval(value, float("nan"), float("nan"))
     return Interval(value, float(low), float(high))
 
 
-def paired_p_value(difference: float, resampled: npt.NDArray[np.float64]) -> float:
-    """Return the two-sided p-value of no difference between two values of the same resamples.
+def drawn_variance(resampled: npt.NDArray[np.float64], n_units: int) -> float:
+    """Return the variance over resamples; NaN where a class has a single patient, always drawn."""
+    return float(np.var(resampled, ddof=1)) if n_units > 1 else float("nan")
 
-    By the normal distribution, with the standard deviation over resamples: a count of resamples
-    could not be smaller than their number allows, which a correction for many tests asks for. NaN
-    where resamples do not vary and the values differ.
+
+def drawn_interval(
+    value: float, resampled: npt.NDArray[np.float64], n_units: int, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the interval of a mean of AUCs by its variance over resamples, on the logit scale.
+
+    It holds the value, stays within 0 and 1, and ends as a two-class AUC's does where nothing varies;
+    see ``interval_from``.
 
     Args:
-        difference: of the two values on all images.
-        resampled: float64 of shape (n_resamples,), their difference in each.
+        value: on all images.
+        resampled: float64 of shape (n_resamples,).
+        n_units: patients of the class that has fewest.
+        confidence: of the two-sided interval.
     """
-    error = float(np.std(resampled, ddof=1))
-    if error < 1e-12:
-        return 1.0 if abs(difference) < 1e-12 else float("nan")
-    return float(2 * norm.sf(abs(difference) / error))
+    return interval_from(value, drawn_variance(resampled, n_units), n_units, confidence)
+
+
+def drawn_difference(
+    value: float,
+    other: float,
+    resampled: npt.NDArray[np.float64],
+    n_units: int,
+    confidence: float = CONFIDENCE,
+) -> Difference:
+    """Return the difference of two means of AUCs, tested by its variance over the same resamples.
+
+    By the normal distribution: a count of resamples could not be smaller than their number allows,
+    which a correction for many tests asks for, and so the interval holds 0 where p is above 0.05.
+
+    Args:
+        value, other: the two on all images.
+        resampled: float64 of shape (n_resamples,), their difference in each.
+        n_units: patients of the class that has fewest.
+        confidence: of the two-sided interval.
+    """
+    variance = drawn_variance(resampled, n_units)
+    return difference_from(value, other, variance, n_units, confidence)
 
 
 def mean_over_seeds(resampled: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:

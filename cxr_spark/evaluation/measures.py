@@ -15,6 +15,7 @@ from cxr_spark.evaluation.auc import keras_auc, macro_auc, roc_auc
 from cxr_spark.evaluation.bootstrap import (
     Resamples,
     draw_patients,
+    drawn_interval,
     macro_aucs,
     percentile_interval,
     weighted_aucs,
@@ -51,6 +52,11 @@ class Scored:
     def n_patients(self) -> int:
         """How many patients there are."""
         return len(np.unique(self.groups))
+
+    @property
+    def fewest_patients(self) -> int:
+        """Patients of the class that has fewest of them."""
+        return min(len(np.unique(self.groups[self.labels == c])) for c in np.unique(self.labels))
 
 
 def scored(predictions: pd.DataFrame, split: str) -> Scored:
@@ -153,15 +159,17 @@ def _of_two(
 def _of_many(val: Scored, test: Scored, resamples: Resamples) -> dict[str, Any]:
     """Return the measures of a task of three classes or more; a call is the highest score."""
     value = macro_auc(test.labels, test.scores)
-    drawn = percentile_interval(value, macro_aucs(test.labels, test.scores, resamples.weights))
+    resampled = macro_aucs(test.labels, test.scores, resamples.weights)
+    interval = drawn_interval(value, resampled, test.fewest_patients)
+    drawn = percentile_interval(value, resampled)
     right = test.scores.argmax(axis=1) == test.labels
     accuracy = wilson(right)
     of_classes = [right[test.labels == c].mean() for c in range(test.scores.shape[1])]
     return {
         "val_auc": macro_auc(val.labels, val.scores),
         "test_auc": value,
-        "test_auc_low": drawn.low,
-        "test_auc_high": drawn.high,
+        "test_auc_low": interval.low,
+        "test_auc_high": interval.high,
         "test_auc_bootstrap_low": drawn.low,
         "test_auc_bootstrap_high": drawn.high,
         "test_average_precision": float(

@@ -14,9 +14,10 @@ from sklearn.metrics import roc_curve
 from cxr_spark.evaluation.auc import macro_auc
 from cxr_spark.evaluation.bootstrap import (
     Resamples,
+    drawn_interval,
+    drawn_variance,
     macro_aucs,
     mean_over_seeds,
-    percentile_interval,
 )
 from cxr_spark.evaluation.measures import Scored, draw_resamples, measure, scored
 from cxr_spark.evaluation.paper import paper_test_keras_auc
@@ -181,10 +182,10 @@ def _over_seeds(
     else:
         drawn = [macro_aucs(s.labels, s.scores, resamples.weights) for s in seeds]
         joined = mean_over_seeds(drawn)
-        interval = percentile_interval(mean, joined)
+        interval = drawn_interval(mean, joined, seeds[0].fewest_patients)
         aucs = [macro_auc(s.labels, s.scores) for s in seeds]
         spread = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else float("nan")
-        share = share_of_seeds(spread**2, float(np.var(joined, ddof=1)))
+        share = share_of_seeds(spread**2, drawn_variance(joined, seeds[0].fewest_patients))
     return {
         "test_auc": interval.auc,
         "test_auc_low": interval.low,

@@ -13,18 +13,11 @@ import pandas as pd
 from cxr_spark.evaluation.auc import macro_auc, roc_auc
 from cxr_spark.evaluation.bootstrap import (
     Resamples,
+    drawn_difference,
     macro_aucs,
     mean_over_seeds,
-    paired_p_value,
-    percentile_interval,
 )
-from cxr_spark.evaluation.intervals import (
-    CONFIDENCE,
-    Difference,
-    difference_of,
-    estimate_aucs,
-    holm,
-)
+from cxr_spark.evaluation.intervals import Difference, difference_of, estimate_aucs, holm
 from cxr_spark.evaluation.measures import Scored
 
 SELECTION_RULE = (
@@ -173,10 +166,7 @@ def _by_drawing(
     for of in (seeds, chosen):
         drawn.append(_mean_macro(of, resamples.weights))
         values.append(float(_mean_macro(of, once)[0]))
-    difference, resampled = values[0] - values[1], drawn[0] - drawn[1]
-    interval = percentile_interval(difference, resampled, CONFIDENCE)
-    p_value = paired_p_value(difference, resampled)
-    return Difference(difference, interval.low, interval.high, p_value)
+    return drawn_difference(*values, drawn[0] - drawn[1], chosen[0].fewest_patients)
 
 
 def _mean_macro(seeds: Sequence[Scored], weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

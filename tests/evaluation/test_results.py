@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cxr_spark.evaluation.intervals import holm
 from cxr_spark.evaluation.results import (
     RESULT_COLUMNS,
     evaluate_run,
@@ -13,6 +16,7 @@ from cxr_spark.evaluation.results import (
     roc_points,
 )
 from cxr_spark.evaluation.rules import Rules
+from cxr_spark.files import without_nan
 
 
 def make_predictions(rng: np.random.Generator, n_classes: int = 2) -> pd.DataFrame:
@@ -166,3 +170,69 @@ def test_roc_curve_runs_from_corner_to_corner(rng: np.random.Generator) -> None:
     false_positive, true_positive = roc_points(make_predictions(rng), 1)
     assert (false_positive[0], true_positive[0]) == (0, 0)
     assert (false_positive[-1], true_positive[-1]) == (1, 1)
+
+
+def with_scores(table: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
+    return table.assign(score=list(scores.astype(np.float32)))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.filterwarnings("error")
+def test_perfect_constant_and_equal_scores_leave_nothing_that_json_lacks(
+    rng: np.random.Generator, n_classes: int
+) -> None:
+    """What is undefined is null in results.json, and a p-value of equals is 1."""
+    usual = make_predictions(rng, n_classes)
+    right = np.eye(n_classes)[usual["label"]]
+    tables = {
+        "usual": usual,
+        "equal": usual.copy(),
+        "perfect": with_scores(usual, 0.8 * right + 0.2 / n_classes),
+        "perfect2": with_scores(usual, 0.5 * right + 0.5 / n_classes),
+        "constant": with_scores(usual, np.full_like(right, 1 / n_classes)),
+    }
+    rules = Rules(1 if n_classes == 2 else None, calibration="platt", n_resamples=100)
+    classes = ["A", "B", "C"][:n_classes]
+    found = {}
+    for selected in ("usual", "perfect"):
+        predictions, records, held_out = [], [], {}
+        for head, table in tables.items():
+            record = make_record(0, head)
+            predictions += [table, table]  # two seeds that are the same
+            records += [record, make_record(1, head)]
+            held_out[str(record["configuration"])] = make_held_out(rng, 1.0 * (head == selected))
+        run = evaluate_run(predictions, records, held_out, rules, classes, "", as_paper=False)
+        stored = without_nan(
+            {
+                "comparisons": run.verdict.comparisons.to_dict("records"),
+                "configurations": run.summary.to_dict("records"),
+                "rows": run.rows,
+            }
+        )
+        text = json.dumps(stored, allow_nan=False)  # and nothing that only str makes a text of
+        assert json.loads(text) == stored
+        found[selected] = {row["head"]: row for row in stored["configurations"]}
+
+    assert found["usual"]["equal"]["difference"] == 0
+    assert found["usual"]["equal"]["p_value"] == 1
+    assert found["usual"]["equal"]["seed_share"] == 0
+    perfect = found["usual"]["perfect"]
+    assert perfect["test_auc"] == perfect["test_auc_high"] == 1
+    test = usual[80:]
+    patients = test["patient_id"].fillna(test["image_id"]).groupby(test["label"]).nunique()
+    assert perfect["test_auc_low"] == pytest.approx(0.025 ** (1 / patients.min()))
+    assert perfect["seed_share"] is None
+    assert 0 < perfect["p_value"] < 1
+    constant = found["usual"]["constant"]
+    assert (constant["test_auc"], constant["test_auc_low"]) == (0.5, None)
+    assert 0 < constant["p_value"] < 1e-3
+
+    alike = found["perfect"]["perfect2"]
+    assert (alike["difference"], alike["p_value"], alike["distinguishable"]) == (0, 1, False)
+    assert alike["difference_low"] == pytest.approx(perfect["test_auc_low"] - 1)
+    undefined = found["perfect"]["constant"]
+    assert undefined["difference"] == -0.5
+    assert [undefined[name] for name in ("difference_low", "p_value", "p_holm")] == [None] * 3
+    others = [found["perfect"][head]["p_value"] for head in ("usual", "equal", "perfect2")]
+    adjusted = [found["perfect"][head]["p_holm"] for head in ("usual", "equal", "perfect2")]
+    assert adjusted == pytest.approx(holm(others))  # the undefined one is not counted
