@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr_spark.dataset.listing import uri_to_path, walk_images
-from cxr_spark.engine.pipeline import Listed, prepare
+from cxr_spark.dataset.listing import Listed, uri_to_path, walk_images
+from cxr_spark.engine.pipeline import prepare
 from cxr_spark.images import UndecodableImage, decode_grey
 from tests.conftest import ROOT
 from tests.hostile import HOSTILE, Fails, Hostile, encode, flip, jpeg, pillow, plant, png

@@ -22,8 +22,9 @@ from cxr_spark.engine.forward import (
     compile_forward,
     precision_loss,
 )
-from cxr_spark.engine.pipeline import BATCH_SIZE, prepare_groups, read_file, run_batches
+from cxr_spark.engine.pipeline import BATCH_SIZE, prepare_groups, run_batches
 from cxr_spark.extraction.store import stored_features
+from cxr_spark.files import read_whole
 
 # Images a group: what a processor's thread decodes before it computes, and what a GPU's threads
 # decode ahead.
@@ -96,7 +97,7 @@ class EngineWorker:
 
     def read(self, seconds: float) -> tuple[int, float]:
         """Read files."""
-        return self._timed(seconds, lambda paths: [read_file(path) for path in paths])
+        return self._timed(seconds, lambda paths: [read_whole(path) for path in paths])
 
     def decode(self, seconds: float) -> tuple[int, float]:
         """Read, decode and resize files."""

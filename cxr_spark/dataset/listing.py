@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from cxr_spark.files import read_whole
 
 # pandas' last nanosecond, in the year 2262; later times, of files with a wrong date, stand as it,
 # and those before its negative, in the year 1677, as that.
 LATEST_US = (2**63 - 1) // 1000
 
+FILE_SCHEME = "file://"
 IMAGE_SUFFIXES = (b".jpeg", b".jpg", b".png")
 
 
@@ -33,6 +37,33 @@ class FoundImage:
     length: int
     modified_us: int
     problem: str = ""
+
+
+class Listed(NamedTuple):
+    """A file as it was when it was listed; what has changed since is not what its row says.
+
+    Attributes:
+        path: of the file.
+        length: in bytes.
+        modified_us: time of its last modification, microseconds since 1970 UTC; None if unknown.
+    """
+
+    path: bytes
+    length: int
+    modified_us: int | None
+
+    def read(self) -> bytes:
+        """Return the file's bytes.
+
+        Raises:
+            OSError: as for ``files.read_whole``, or it changed since it was listed.
+        """
+        return read_whole(self.path, self._check)
+
+    def _check(self, status: os.stat_result) -> None:
+        modified = (status.st_mtime_ns // 1000, None)
+        if status.st_size != self.length or self.modified_us not in modified:
+            raise OSError(errno.ESTALE, "the file has changed since it was listed")
 
 
 @dataclass(frozen=True)
@@ -113,7 +144,7 @@ def _image_id(relative: bytes) -> str:
 
 def path_to_uri(path: bytes) -> str:
     """Return the ``file:`` URI of an absolute path, whatever bytes it is made of."""
-    return "file://" + urllib.parse.quote_from_bytes(path)
+    return FILE_SCHEME + urllib.parse.quote_from_bytes(path)
 
 
 def uri_to_path(uri: str) -> bytes:
@@ -122,6 +153,6 @@ def uri_to_path(uri: str) -> bytes:
     Raises:
         ValueError: ``uri`` does not begin with ``file://``.
     """
-    if not uri.startswith("file://"):
+    if not uri.startswith(FILE_SCHEME):
         raise ValueError(f"expected a URI that begins with file://, received {uri!r}")
-    return urllib.parse.unquote_to_bytes(uri.removeprefix("file://"))
+    return urllib.parse.unquote_to_bytes(uri.removeprefix(FILE_SCHEME))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,43 +47,22 @@ class PreparedImage:
     error: str | None = None
 
 
-class Listed(NamedTuple):
-    """A file as it was when it was listed; what has changed since is not what its row says.
+class Source(Protocol):
+    """What the bytes of an image can be had of, other than a path."""
 
-    Attributes:
-        path: of the file.
-        length: in bytes.
-        modified_us: time of its last modification, microseconds since 1970 UTC; None if unknown.
-    """
+    def read(self) -> bytes:
+        """Return them.
 
-    path: bytes
-    length: int
-    modified_us: int | None
+        Raises:
+            OSError: they cannot be had, or are not those that are meant.
+        """
+        ...
 
 
-def read_file(path: bytes, listed: Listed | None = None) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        OSError: as for ``files.read_whole``, or it changed since it was listed.
-    """
-
-    def check(status: os.stat_result) -> None:
-        if listed is not None and not _is_as_listed(status, listed):
-            raise OSError(errno.ESTALE, "the file has changed since it was listed")
-
-    return read_whole(path, check)
-
-
-def _is_as_listed(status: os.stat_result, listed: Listed) -> bool:
-    modified = (status.st_mtime_ns // 1000, None)
-    return status.st_size == listed.length and listed.modified_us in modified
-
-
-def prepare(file: bytes | Listed, image_size: tuple[int, int]) -> PreparedImage:
-    """Read, decode and resize one file, by its path or as it was listed."""
+def prepare(file: bytes | Source, image_size: tuple[int, int]) -> PreparedImage:
+    """Read, decode and resize one image, by the path of its file or from its source."""
     try:
-        encoded = read_file(file.path, file) if isinstance(file, Listed) else read_file(file)
+        encoded = read_whole(file) if isinstance(file, bytes) else file.read()
     except OSError as error:
         return PreparedImage(0, 0, None, stage="read", error=error.strerror or str(error))
     try:
@@ -111,7 +88,7 @@ def digest_pixels(pixels: npt.NDArray[Any]) -> str:
 
 
 def prepare_groups(
-    groups: Iterable[tuple[Group, Sequence[bytes | Listed]]],
+    groups: Iterable[tuple[Group, Sequence[bytes | Source]]],
     image_size: tuple[int, int],
     *,
     threads: int,

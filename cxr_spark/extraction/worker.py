@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cxr_spark.dataset.listing import LATEST_US, uri_to_path
+from cxr_spark.dataset.listing import LATEST_US, Listed, uri_to_path
 from cxr_spark.engine.device import Device, choose_device
 from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
-    Listed,
     PreparedImage,
     in_background,
     prepare_groups,
