@@ -177,6 +177,7 @@ def _shown(
     content: dict[str, Any],
 ) -> Shown:
     """Look closely at the first seed of the selected configuration, or of the highest test AUC."""
+    from cxr_spark.dataset.root import open_root
     from cxr_spark.evaluation.bands import N_RESAMPLES
     from cxr_spark.evaluation.detail import look_closely
     from cxr_spark.report.page import Shown
@@ -187,7 +188,7 @@ def _shown(
     index = next(k for k, row in enumerate(found.rows) if row["configuration"] == name)
     detail = look_closely(predictions[index], rules, found.rows[index].get("threshold"))
     classes = content["task"]["classes"]
-    images = _images_of(run, content)
+    read = open_root(_images_of(run, content))
     return Shown(
         row=found.rows[index],
         roc=detail.roc,
@@ -200,7 +201,7 @@ def _shown(
                 "truth": classes[row["label"]],
                 "called": classes[row["called"]],
                 "score": row["score"],
-                "picture": thumbnail(images, row["image_id"]),
+                "picture": thumbnail(read, row["image_id"]),
             }
             for row in detail.wrong.to_dict("records")
         ],
@@ -214,9 +215,10 @@ def _images_of(run: Path, content: dict[str, Any]) -> Path:
 def _samples(run: Path, predictions: pd.DataFrame, content: dict[str, Any]) -> list[dict[str, Any]]:
     """Return some training images of each class that are still there, always the same ones."""
     from cxr_spark.dataset.adapters import UnrecognisedPath, make_adapter
+    from cxr_spark.dataset.root import open_root
     from cxr_spark.report.thumbnails import choose_samples, thumbnail
 
-    dataset, images = content["experiment"]["dataset"], _images_of(run, content)
+    dataset, read = content["experiment"]["dataset"], open_root(_images_of(run, content))
     parse = make_adapter(dataset["adapter"], dataset.get("patient_pattern"))
     train = predictions[predictions["split"] == "train"]
     samples = []
@@ -225,7 +227,7 @@ def _samples(run: Path, predictions: pd.DataFrame, content: dict[str, Any]) -> l
             finding = truth
             with suppress(UnrecognisedPath):  # features may be of another layout than train is told
                 finding = parse(image_id).finding
-            if picture := thumbnail(images, image_id):
+            if picture := thumbnail(read, image_id):
                 sample = {"truth": truth, "finding": finding, "picture": picture}
                 samples.append({"image_id": image_id, **sample})
     return samples
@@ -325,15 +327,15 @@ def _check_grid_images(experiment: Experiment) -> None:
 
     The driver holds every path for that moment, as it holds every image's key when it trains.
     """
-    from cxr_spark.dataset.listing import walk_images
     from cxr_spark.dataset.manifest import read_paths
     from cxr_spark.dataset.phantoms import name_phantoms
+    from cxr_spark.dataset.root import list_images
     from cxr_spark.training.assign import assign
     from cxr_spark.training.reader import ImageKeys
 
     if experiment.images is not None:
         _check_images(experiment, Path(experiment.images))
-        image_ids = [image.image_id for image in walk_images(experiment.images)]
+        image_ids = [image.image_id for image in list_images(experiment.images)]
     elif experiment.phantoms is not None:
         phantoms = experiment.phantoms
         image_ids = sorted(name_phantoms(phantoms.n_images, phantoms.seed))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from cxr_spark.dataset.adapters import LAYOUTS, Adapter, PathFacts, UnrecognisedPath, make_adapter
-from cxr_spark.dataset.listing import FoundImage, walk_images
+from cxr_spark.dataset.listing import FoundImage
+from cxr_spark.dataset.root import check_root, list_images, no_images
 from cxr_spark.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,20 +23,24 @@ SCHEMA = (
     "position bigint, image_id string, path string, length bigint, modified timestamp, "
     "patient_id string, finding string, official_split string, error string"
 )
+FOUND_SCHEMA = (
+    "position bigint, image_id string, path string, length bigint, modified_us bigint, "
+    "problem string"
+)
 
 
 def check_images(images: str, adapter: str, patient_pattern: str | None) -> None:
     """Refuse, before Spark starts, a root that is missing or has no image of the adapter's layout.
 
+    A pack must be whole as well.
+
     Raises:
         UserError: says which of these it is.
     """
-    if not os.path.isdir(images):
-        what = "a file" if os.path.exists(images) else "nothing is there"
-        raise UserError(f"Expected a folder under --images. Received: {images} ({what})")
+    check_root(images)
     parse = make_adapter(adapter, patient_pattern)
     found, reason = 0, ""
-    for image in walk_images(images):
+    for image in list_images(images):
         try:
             parse(image.image_id)
             return
@@ -43,10 +48,7 @@ def check_images(images: str, adapter: str, patient_pattern: str | None) -> None
             reason = reason or f"{image.image_id}: {error}"
             found += 1
     if not found:
-        raise UserError(
-            f"Expected at least one image under --images. Received: {images} "
-            "(0 files end in .jpeg, .jpg or .png)"
-        )
+        raise no_images(images)
     raise UserError(
         f"Expected {LAYOUTS[adapter]} under --images, the layout of dataset.adapter {adapter}. "
         f"Received: {images}, where none of {found} images fits ({reason})"
@@ -79,26 +81,60 @@ def read_listing(
 ) -> DataFrame:
     """Return every image under a root, in the columns of ``SCHEMA``.
 
-    One task on an executor walks the root and streams what it finds, so that the driver holds none
-    of it. ``position`` counts the images in the order of their paths. An image whose path the
-    adapter does not recognise has an ``error`` and no finding.
+    ``position`` counts the images in the order of their paths. An image whose path the adapter does
+    not recognise has an ``error`` and no finding.
+    """
+
+    def make_row() -> Callable[[int, FoundImage], tuple[object, ...]]:
+        parse = make_adapter(adapter, patient_pattern)
+        return lambda position, image: _row(position, image, parse)
+
+    return _list_in_one_task(spark, images, SCHEMA, make_row)
+
+
+def read_found(spark: SparkSession, images: str) -> DataFrame:
+    """Return every image under a root, whatever its path says, in the columns of ``FOUND_SCHEMA``.
+
+    ``position`` counts the images in the order of their paths; ``problem`` is null but of a folder
+    that could not be walked.
+    """
+
+    def make_row() -> Callable[[int, FoundImage], tuple[object, ...]]:
+        return lambda position, image: (
+            position, image.image_id, image.path, image.length, image.modified_us,
+            image.problem or None,
+        )  # fmt: skip
+
+    return _list_in_one_task(spark, images, FOUND_SCHEMA, make_row)
+
+
+def _list_in_one_task(
+    spark: SparkSession,
+    images: str,
+    schema: str,
+    make_row: Callable[[], Callable[[int, FoundImage], tuple[object, ...]]],
+) -> DataFrame:
+    """Have one task on an executor walk the root and stream what it finds.
+
+    So the driver holds none of it. Times, which rows have as microseconds, become timestamps where
+    the schema says so.
     """
     root = os.path.abspath(images)
+    kinds = dict(column.split() for column in schema.split(", "))
 
-    def list_images(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def list_in_task(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for _ in frames:  # the one row; Spark ends a worker that leaves some of its input
             yield from list_once()
 
     def list_once() -> Iterator[pd.DataFrame]:
-        parse = make_adapter(adapter, patient_pattern)
-        numbered = enumerate(walk_images(root))
+        row, numbered = make_row(), enumerate(list_images(root))
         while chunk := list(itertools.islice(numbered, ROWS_A_BATCH)):
-            yield pd.DataFrame(
-                [_row(position, image, parse) for position, image in chunk],
-                columns=[column.split()[0] for column in SCHEMA.split(", ")],
-            ).assign(modified=lambda rows: pd.to_datetime(rows["modified"], unit="us"))
+            rows = pd.DataFrame([row(*one) for one in chunk], columns=list(kinds))
+            for name in (name for name, kind in kinds.items() if kind == "timestamp"):
+                rows[name] = pd.to_datetime(rows[name], unit="us")
+            yield rows
 
-    return spark.range(0, 1, 1, 1).mapInPandas(list_images, SCHEMA)
+    return spark.range(0, 1, 1, 1).mapInPandas(list_in_task, schema)
 
 
 def _row(position: int, image: FoundImage, parse: Adapter) -> tuple[object, ...]:

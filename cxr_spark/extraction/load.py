@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from cxr_spark.backbones import BACKBONES, load_backbone, weights_digest
 from cxr_spark.config import Experiment, Precision
-from cxr_spark.dataset.listing import uri_to_path, walk_images
+from cxr_spark.dataset.pack_reader import PackReader
+from cxr_spark.dataset.root import list_images, source_of
 from cxr_spark.engine.forward import (
     IMAGES_COMPARED,
     MAX_PRECISION_LOSS,
@@ -153,9 +154,11 @@ def _precision(
 
 def _first_images(images: Path, image_size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Return the first images that can be used: float32 (n_images, height, width, 1)."""
-    prepared = (prepare(uri_to_path(found.path), image_size) for found in walk_images(str(images)))
-    usable = (image.pixels for image in prepared if image.pixels is not None)
-    pixels = list(itertools.islice(usable, IMAGES_COMPARED))
+    with PackReader() as packs:
+        sources = (source_of(found, packs) for found in list_images(str(images)))
+        prepared = (prepare(source, image_size) for source in sources)
+        usable = (image.pixels for image in prepared if image.pixels is not None)
+        pixels = list(itertools.islice(usable, IMAGES_COMPARED))
     if not pixels:
         raise UserError(
             f"Expected at least one image that can be used under --images. Received: {images}"

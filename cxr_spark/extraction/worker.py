@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cxr_spark.dataset.listing import LATEST_US, Listed, uri_to_path
+from cxr_spark.dataset.listing import FILE_SCHEME, LATEST_US, Listed, uri_to_path
+from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.engine.device import Device, choose_device
 from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
     PreparedImage,
+    Source,
     in_background,
     prepare_groups,
     run_batches,
@@ -134,36 +136,40 @@ def _extract(
     device: Device,
     columns: list[str],
 ) -> Iterator[pd.DataFrame]:
-    groups = ((rows, _files(rows)) for rows in frames)
     threads = placement.task_cpus if device.kind == "GPU" else 1
     forwards = [_forward(extraction, device, placement) for extraction in extractions]
-    for rows, images in prepare_groups(groups, image_size, threads=threads):
-        usable, pixels, errors = _divide(rows, images)
-        if len(errors):
-            yield _without_features(errors, columns)
-        if not pixels:
-            continue
-        for extraction, forward in zip(extractions, forwards, strict=True):
-            outputs = run_batches(
-                forward, pixels, BATCH_SIZE[device.kind], padded=device.kind == "GPU"
-            )
-            if problem := find_degenerate(outputs[0], pixels):
-                told = f"{extraction.identity.backbone} gave features that are {problem}"
-                failed = usable.head(1).assign(stage="features", error=told)
-                yield _without_features(failed, columns)
+    with PackReader() as packs:
+        groups = ((rows, _sources(rows, packs)) for rows in frames)
+        for rows, images in prepare_groups(groups, image_size, threads=threads):
+            usable, pixels, errors = _divide(rows, images)
+            if len(errors):
+                yield _without_features(errors, columns)
+            if not pixels:
                 continue
-            yield usable.assign(
-                fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
-            ).reindex(columns=columns)
+            for extraction, forward in zip(extractions, forwards, strict=True):
+                outputs = run_batches(
+                    forward, pixels, BATCH_SIZE[device.kind], padded=device.kind == "GPU"
+                )
+                if problem := find_degenerate(outputs[0], pixels):
+                    told = f"{extraction.identity.backbone} gave features that are {problem}"
+                    failed = usable.head(1).assign(stage="features", error=told)
+                    yield _without_features(failed, columns)
+                    continue
+                yield usable.assign(
+                    fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
+                ).reindex(columns=columns)
 
 
-def _files(rows: pd.DataFrame) -> list[Listed]:
-    """Return the files of rows of the manifest."""
+def _sources(rows: pd.DataFrame, packs: PackReader) -> list[Source]:
+    """Return what the bytes of rows of the manifest are had of: files, or images in a pack."""
     modified = rows["modified"].to_numpy("datetime64[us]").astype(np.int64)
+    columns = (rows["image_id"], rows["path"], rows["length"], modified)
     return [
         # A wrong date that the column cannot hold stands as the nearest that it can.
         Listed(uri_to_path(path), int(length), int(at) if abs(at) < LATEST_US else None)
-        for path, length, at in zip(rows["path"], rows["length"], modified, strict=True)
+        if path.startswith(FILE_SCHEME)
+        else packs.find(path, image_id, int(length), int(at) if abs(at) < LATEST_US else None)
+        for image_id, path, length, at in zip(*columns, strict=True)
     ]
 
 

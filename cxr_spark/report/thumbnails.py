@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
-from cxr_spark.files import read_whole
 from cxr_spark.images import decode_grey
 
 WIDTH = 200
@@ -20,20 +18,17 @@ def choose_samples(image_ids: Iterable[str], n: int = N_SAMPLES) -> list[str]:
     return sorted(image_ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:n]
 
 
-def thumbnail(root: Path, image_id: str) -> str | None:
+def thumbnail(read: Callable[[str], bytes], image_id: str) -> str | None:
     """Return an image as a data URI of a small JPEG; None where it is not there any more.
 
     Args:
-        root: the image root; no file outside it is read.
-        image_id: the path under it.
+        read: returns the bytes of an image, or raises OSError, RuntimeError or ValueError.
+        image_id: of the image.
     """
     from PIL import Image
 
-    file = root / image_id
     try:
-        if not file.resolve().is_relative_to(root.resolve()):
-            return None
-        grey = decode_grey(read_whole(file))
+        grey = decode_grey(read(image_id))
     except (OSError, RuntimeError, ValueError):
         return None
     picture = Image.fromarray(grey)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cxr_spark.dataset.root import open_root
 from cxr_spark.report.thumbnails import choose_samples, thumbnail
 
 
@@ -15,7 +16,7 @@ def test_a_small_picture_of_the_image(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     ramp = np.tile(np.linspace(0, 255, 600, dtype=np.uint8), (400, 1))
     Image.fromarray(ramp).save(tmp_path / "a" / "x.png")
-    uri = thumbnail(tmp_path, "a/x.png")
+    uri = thumbnail(open_root(tmp_path), "a/x.png")
     assert uri is not None
     kind, _, encoded = uri.partition(",")
     assert kind == "data:image/jpeg;base64"
@@ -33,7 +34,7 @@ def test_what_is_gone_damaged_or_elsewhere_has_none(tmp_path: Path) -> None:
     (root / "loop.png").symlink_to(root / "loop.png")
     os.mkfifo(root / "pipe.png")
     for name in ("loop.png", "pipe.png", "gone.png", "text.jpeg", "../outside.png", "link.png"):
-        assert thumbnail(root, name) is None
+        assert thumbnail(open_root(root), name) is None
 
 
 def test_samples_are_the_same_in_any_order_and_of_a_larger_folder_mostly() -> None:
