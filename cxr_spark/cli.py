@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -148,18 +148,34 @@ _FLAGS: dict[str, dict[str, Any]] = {
 
 
 def parse_flags(
-    program: str, description: str, flags: Sequence[str], arguments: Sequence[str] | None = None
+    program: str,
+    description: str,
+    flags: Sequence[str],
+    arguments: Sequence[str] | None = None,
+    *,
+    required: Sequence[str] = (),
+    meanings: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Parse a job's flags and return the values given by field name; None where not given."""
+    """Parse a job's flags and return the values given by field name; None where not given.
+
+    Args:
+        program: its name.
+        description: what it does.
+        flags: of ``_FLAGS``.
+        arguments: by default those of this process.
+        required: flags that must be given, besides --config or else --run.
+        meanings: metavar and help of flags that mean another thing to this job.
+    """
     parser = _Parser(prog=program, description=description, allow_abbrev=False)
     for flag in flags:
-        options = dict(_FLAGS[flag])
+        options = {**_FLAGS[flag], **(meanings or {}).get(flag, {})}
         parser.add_argument(f"--{flag}", **options)
     given = vars(parser.parse_args(arguments))
     # Asked for last, so that a misspelt flag is named even where this one is missing.
-    required = next((flag for flag in ("config", "run") if flag in flags), None)
-    if required and given[required] is None:
-        parser.error(f"the following arguments are required: --{required}")
+    always = [flag for flag in ("config", "run") if flag in flags][:1]
+    missing = [f"--{flag}" for flag in (*always, *required) if given[flag] is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return given
 
 

@@ -17,7 +17,7 @@ from cxr_spark.training.run_folder import read_experiment
 from tests.conftest import ROOT
 
 ONLY_RESNET = ("--backbones", "ResNet50")
-JOBS = ("extract", "train", "report", "grid", "benchmark")
+JOBS = ("extract", "train", "report", "grid", "benchmark", "pack")
 
 
 def python(job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +73,8 @@ def test_help_needs_neither_a_jvm_nor_tensorflow(job: str, nothing_heavy: str) -
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_wrong_flag_is_one_line(job: str, nothing_heavy: str) -> None:
-    required = {"report": ["--run", "x"], "benchmark": []}.get(job, ["--config", "conf/demo.yaml"])
+    others = {"report": ["--run", "x"], "benchmark": [], "pack": []}
+    required = others.get(job, ["--config", "conf/demo.yaml"])
     done = python(job, *required, "--confg", "x", PYTHONPATH=nothing_heavy)
     assert done.returncode == 2
     assert done.stderr.startswith(f"{job}.py: error: unrecognized arguments: --confg x.")

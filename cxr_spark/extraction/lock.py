@@ -19,17 +19,18 @@ LOCK_NAME = "_lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, flag: str = "features") -> Iterator[None]:
     """Hold a folder for this process; the kernel lets go of it when the process ends, however.
 
     Args:
         folder: exists; its file ``_lock`` says who holds it.
+        flag: that another folder could be given by.
 
     Raises:
         UserError: another process holds it.
     """
     file = folder / LOCK_NAME
-    descriptor = _acquire(file)
+    descriptor = _acquire(file, flag)
     try:
         if descriptor is not None:
             os.ftruncate(descriptor, 0)
@@ -46,7 +47,7 @@ def _holder() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}, since {now}"
 
 
-def _acquire(file: Path) -> int | None:
+def _acquire(file: Path, flag: str) -> int | None:
     """Return the descriptor that holds the lock; None where the file system has no locks."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -58,7 +59,7 @@ def _acquire(file: Path) -> int | None:
             raise UserError(
                 f"Expected {file.parent} to be written to by one run at a time. "
                 f"Received: a second run ({holder or 'another process'} writes to it). "
-                "Wait until it has ended, or give another --features."
+                f"Wait until it has ended, or give another --{flag}."
             ) from None
         except OSError as error:  # Lustre without its option flock, for one
             log.warning(
