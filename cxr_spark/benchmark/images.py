@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.benchmark.settings import N_GENERATED, Settings
-from cxr_spark.dataset.listing import uri_to_path, walk_images
+from cxr_spark.dataset.listing import uri_to_path
+from cxr_spark.dataset.pack import is_pack
 from cxr_spark.dataset.phantoms import draw_phantom, name_phantoms
+from cxr_spark.dataset.root import list_images
 
 # Distinct pictures of a kind; the other names are links to them, so that generating takes seconds.
 N_DISTINCT = 24
@@ -52,7 +54,8 @@ class ImageSet:
     Attributes:
         name: its name in the table.
         root: the image root.
-        paths: of the images that are used, an even sample over the sorted paths.
+        paths: of the images that are used, an even sample over the sorted paths; of a pack, whose
+            images no section reads by their path, their URIs.
     """
 
     name: str
@@ -75,7 +78,12 @@ def image_sets(settings: Settings, folder: Path) -> list[ImageSet]:
 
 def find_images(root: Path, limit: int | None, name: str) -> ImageSet:
     """Return the images under ``root``, or an even sample of ``limit`` of them."""
-    found = [uri_to_path(image.path) for image in walk_images(str(root)) if not image.problem]
+    packed = is_pack(root)
+    found = [
+        image.path.encode() if packed else uri_to_path(image.path)
+        for image in list_images(str(root))
+        if not image.problem
+    ]
     n_wanted = min(limit or len(found), len(found))
     sample = [found[i * len(found) // n_wanted] for i in range(n_wanted)]
     return ImageSet(name, root, tuple(sample))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cxr_spark.backbones import BACKBONES, find_weights
-from cxr_spark.dataset.listing import walk_images
+from cxr_spark.dataset.pack import check_pack, is_pack
+from cxr_spark.dataset.root import list_images, no_images
 from cxr_spark.errors import UserError, one_of
 from cxr_spark.files import check_writable
 
@@ -57,11 +58,9 @@ def read_settings(given: dict[str, Any]) -> Settings:
     for flag, folder in (("images", images), ("peers", peers)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"Expected a folder under --{flag}. Received: {folder}")
-    if images is not None and next(walk_images(str(images)), None) is None:
-        raise UserError(
-            f"Expected at least one image under --images. Received: {images} "
-            "(0 files end in .jpeg, .jpg or .png)"
-        )
+    sections = _check_sections(given)
+    if images is not None:
+        _check_images(images, sections, with_peers=peers is not None)
     limit, repeat = given["limit"], 3 if given["repeat"] is None else given["repeat"]
     if limit is not None and limit < 8:
         raise UserError(
@@ -78,8 +77,22 @@ def read_settings(given: dict[str, Any]) -> Settings:
             find_weights(backbone, weights)
     return Settings(
         images, weights, backbones, limit, repeat, peers, _check_out(given["out"]),
-        bool(given["feature_maps"]), _check_sections(given),
+        bool(given["feature_maps"]), sections,
     )  # fmt: skip
+
+
+def _check_images(images: Path, sections: tuple[str, ...], *, with_peers: bool) -> None:
+    if is_pack(images):
+        check_pack(images)
+        of_files = [name for name in ("engine", "grid", "peers") if name in sections]
+        if of_files or with_peers:
+            raise UserError(
+                f"Expected a folder of image files for {', '.join(of_files) or 'peers'}, which "
+                f"read files. Received: {images}, a pack. Give --sections extraction,training,"
+                "reader without --peers, or the folder that was packed."
+            )
+    if next(list_images(str(images)), None) is None:
+        raise no_images(str(images))
 
 
 def _check_out(out: str | None) -> Path | None:
