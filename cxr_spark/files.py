@@ -8,7 +8,8 @@ import math
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,25 @@ def _open_at_once(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for ever
 
 
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside first, then in its place."""
-    beside = file.with_name(f"_{file.name}.{uuid.uuid4().hex}")
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a path beside a file, to be written; it takes the file's place when the block ends.
+
+    The path is new each time and has the file's suffix. Two processes that write one file do not
+    get in each other's way: the file is whole at any moment, and at last the later one's.
+    """
+    beside = file.with_name(f"_{file.name}.{uuid.uuid4().hex}{file.suffix}")
     try:
-        beside.write_bytes(content)
+        yield beside
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside first, then in its place."""
+    with replacing(file) as beside:
+        beside.write_bytes(content)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
-from cxr_spark.files import disk_is_full, without_nan
+from cxr_spark.files import disk_is_full, replacing, without_nan
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,20 @@ def test_a_full_disk_is_known_by_its_number_and_by_what_java_says(
 def test_json_has_no_nan() -> None:
     content = {"rows": [{"a": float("nan"), "b": (1.5, float("inf"))}], "c": None, "d": "NaN"}
     assert without_nan(content) == {"rows": [{"a": None, "b": [1.5, None]}], "c": None, "d": "NaN"}
+
+
+def test_two_that_write_one_file_leave_it_whole(tmp_path: Path) -> None:
+    file = tmp_path / "head.keras"
+    with replacing(file) as one:
+        one.write_text("half")
+        with replacing(file) as other:
+            other.write_text("whole")
+        assert file.read_text() == "whole"
+        one.write_text("whole as well")
+    assert one.suffix == other.suffix == ".keras"
+    assert file.read_text() == "whole as well"
+    with pytest.raises(RuntimeError, match="killed"), replacing(file) as beside:
+        beside.write_text("ha")
+        raise RuntimeError("killed")
+    assert [f.name for f in tmp_path.iterdir()] == ["head.keras"]
+    assert file.read_text() == "whole as well"

@@ -19,7 +19,7 @@ import pandas as pd
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord, read_errors
-from cxr_spark.files import write_json
+from cxr_spark.files import replacing, write_json
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
@@ -34,6 +34,7 @@ from cxr_spark.training.run_folder import (
     begin_run,
     check_run,
     check_same_features,
+    clear_unfinished,
     cross_name,
     head_name,
     is_trained,
@@ -100,6 +101,7 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     update_experiment(run, **describe_run(records, images, assigned, errors))
     for folder in ("heads", "predictions"):
         (run / folder).mkdir(exist_ok=True)
+    clear_unfinished(run)
     folds = _folds(experiment, images, assigned)
     works = _missing(run, sources, experiment, folds)
     done: list[tuple[_Work, float]] = []
@@ -275,9 +277,8 @@ def _store(
     name = head_name(configuration.name, seed)
     predictions = _predictions(configuration, seed, images, assigned, trained.scores)
     write_predictions(predictions_file(run, name), predictions)
-    beside = run / "heads" / f"_{name}{trained.suffix}"
-    trained.save(beside)
-    beside.replace(run / "heads" / f"{name}{trained.suffix}")
+    with replacing(run / "heads" / f"{name}{trained.suffix}") as beside:
+        trained.save(beside)
     write_json(
         run / "heads" / f"{name}.json",
         {

@@ -16,8 +16,10 @@ A <name> is ``<configuration>-seed<seed>``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ import pyarrow.parquet as pq
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.files import check_writable, write_json
+from cxr_spark.files import check_writable, replacing, write_json
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -69,6 +71,8 @@ _OURS = (
 
 
 CROSS = "-cross"
+# Nothing that is being written stands still so long.
+UNFINISHED_S = 600.0
 AVERAGE = "average"  # what stands for a backbone's name where scores of several are averaged
 
 
@@ -130,7 +134,7 @@ def check_run(run: Path, experiment: Experiment) -> None:
         return
     stated, stored = _stated(experiment), _completed(read_experiment(run)["experiment"])
     compared = {*stated, *stored} - _PLACES - {*_GROWING}
-    if not any((run / "tuning").glob("*.json")):
+    if not any((run / "tuning").glob("[!_]*.json")):
         compared -= _SEARCHES
     for content in (stored, stated):  # how much memory there is makes no other experiment
         content.get("training", {}).pop("memory_gb", None)
@@ -225,6 +229,16 @@ def clear_averages(run: Path) -> None:
         file.unlink()
 
 
+def clear_unfinished(run: Path) -> None:
+    """Remove what was being written when a run was killed, and what is no longer written to."""
+    now = time.time()
+    for name in ("heads", "predictions", "tuning"):
+        for file in (run / name).glob("_*"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - file.stat().st_mtime > UNFINISHED_S:
+                    file.unlink()
+
+
 def clear_run(run: Path) -> None:
     """Remove what a run writes, and nothing else that its folder may hold."""
     for name in _OURS:
@@ -300,9 +314,8 @@ def _read_head(file: Path) -> dict[str, Any]:
 def write_predictions(file: Path, predictions: pd.DataFrame) -> None:
     """Write one configuration's predictions, whole or not at all."""
     table = pa.Table.from_pandas(predictions, PREDICTION_SCHEMA, preserve_index=False)
-    beside = file.with_name(f"_{file.name}")
-    pq.write_table(table, beside, compression="zstd")
-    beside.replace(file)
+    with replacing(file) as beside:
+        pq.write_table(table, beside, compression="zstd")
 
 
 def read_held_out(run: Path, records: Sequence[dict[str, Any]]) -> dict[str, pd.DataFrame]:
