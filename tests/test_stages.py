@@ -44,7 +44,7 @@ def test_a_command_that_was_stopped_is_kept(tmp_path: Path, monkeypatch) -> None
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cxr_spark.training.job._fit", stop)
+    monkeypatch.setattr("cxr_spark.training.work._fit", stop)
     with pytest.raises(KeyboardInterrupt):
         run_train(make_experiment(tmp_path, heads=["gap"], seeds=[0]), command="stopped")
     (entry,) = read_experiment(tmp_path / "run")["commands"]
