@@ -109,6 +109,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "type": int,
         "help": "use N images only, an even sample over the sorted paths",
     },
+    "distribute-heads": {
+        "action": "store_true",
+        "default": None,
+        "help": "train heads on executors, one configuration a task, in place of the driver",
+    },
     "overwrite": {
         "action": "store_true",
         "default": None,

@@ -153,6 +153,7 @@ class Experiment(_Section):
     cross_validation: CrossValidationConfig | None = CrossValidationConfig()
     tuning: TuningConfig = TuningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    distribute_heads: bool = False
     overwrite: bool = False
     refresh: bool = False
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01

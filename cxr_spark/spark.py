@@ -203,6 +203,20 @@ class Progress:
             log.info("%s: %s%s", self._what, line, errors)
 
 
+@contextmanager
+def cancelled(spark: SparkSession, group: str) -> Iterator[None]:
+    """Have Spark end the jobs of a group, and say nothing of their tasks' ends in the block."""
+    context = spark.sparkContext
+    with contextlib.suppress(Exception):  # Spark may be gone itself
+        context.setLogLevel("OFF")
+        context.cancelJobGroup(group)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            context.setLogLevel(_log_level(context.getConf()))
+
+
 def _progress_line(share: float, n_images: int, seconds: float) -> str:
     """Say what is done; the rate counts the start of the tasks, so it tells little at first."""
     done = f"about {share * n_images:,.0f} of {n_images:,} images"

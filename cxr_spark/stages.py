@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -58,7 +58,11 @@ def run_extract(experiment: Experiment) -> None:
 
 
 def run_train(
-    experiment: Experiment, *, command: str = "", extraction_seconds: float | None = None
+    experiment: Experiment,
+    *,
+    command: str = "",
+    extraction_seconds: float | None = None,
+    spark: SparkSession | None = None,
 ) -> None:
     """Train the experiment's heads on its features folder and write results.csv and leaks.csv.
 
@@ -66,6 +70,7 @@ def run_train(
         experiment: what to train, and where.
         command: that asked for it, to be kept in the run folder; empty where none did.
         extraction_seconds: what it took to extract the features, to be kept beside.
+        spark: a session that is open already, for ``distribute_heads``.
     """
     from cxr_spark.averages import write_averages
     from cxr_spark.leak_check import check_leaks
@@ -74,10 +79,23 @@ def run_train(
     features, run = _required(experiment, "features"), _required(experiment, "run")
     with _tracking(run, experiment.mlflow, experiment.name):
         with _keeping(run, command, extraction_seconds):
-            trained_on = train(experiment, features, run)
+            trained_on = train(experiment, features, run, _heads_session(experiment, spark))
         check_leaks(run, features, trained_on)
         write_averages(run, experiment)
         write_results(run)
+
+
+def _heads_session(
+    experiment: Experiment, spark: SparkSession | None
+) -> Callable[[], AbstractContextManager[SparkSession | None]]:
+    """Return what opens the session on whose executors heads are trained; none on the driver."""
+    if not experiment.distribute_heads:
+        return nullcontext
+    if spark is not None:
+        return lambda: nullcontext(spark)
+    from cxr_spark.spark import open_session
+
+    return lambda: open_session(f"cxr_spark heads {experiment.name}")
 
 
 @contextmanager
@@ -293,18 +311,21 @@ def _grid(experiment: Experiment, run: Path, command: str) -> None:
     )
     _check_grid_images(experiment)
     given = None if experiment.images is None else Path(experiment.images)
-    with _starting(experiment, given, features, maps) as (spark, backbones):
+    with ExitStack() as stack:
+        spark, backbones = stack.enter_context(_starting(experiment, given, features, maps))
         if not experiment.overwrite:
             check_same_features(run, {backbone.identity.fingerprint for backbone in backbones()})
         images = _draw_phantoms(experiment, run) if given is None else given
         began = time.monotonic()
         records = _extract(spark, experiment, images, features, backbones, maps)
         extraction_seconds = round(time.monotonic() - began, 3)
-    fingerprints = [record.fingerprint for record in records]
-    extracted = experiment.model_copy(
-        update={"features": str(features), "extraction": fingerprints}
-    )
-    run_train(extracted, command=command, extraction_seconds=extraction_seconds)
+        fingerprints = [record.fingerprint for record in records]
+        extracted = experiment.model_copy(
+            update={"features": str(features), "extraction": fingerprints}
+        )
+        if not experiment.distribute_heads:
+            stack.close()  # what follows needs no executor
+        run_train(extracted, command=command, extraction_seconds=extraction_seconds, spark=spark)
     _report(run)
 
 

@@ -4,7 +4,7 @@ from cxr_spark.cli import read_experiment_flags, run_job, share_heap, told_comma
 
 FLAGS = (
     "config", "images", "run", "mlflow", "features", "weights", "backbones", "heads", "seeds",
-    "precision", "feature-maps", "limit", "overwrite",
+    "precision", "feature-maps", "limit", "distribute-heads", "overwrite",
     "refresh", "max-error-fraction",
 )  # fmt: skip
 

@@ -1,9 +1,10 @@
-"""Train heads on extracted features, on the driver, and write their results."""
+"""Train heads on extracted features and write their results."""
 
 from cxr_spark.cli import read_experiment_flags, run_job, share_heap, told_command
 
 FLAGS = (
-    "config", "features", "run", "mlflow", "backbones", "heads", "seeds", "extraction", "overwrite",
+    "config", "features", "run", "mlflow", "backbones", "heads", "seeds", "extraction",
+    "distribute-heads", "overwrite",
 )  # fmt: skip
 
 

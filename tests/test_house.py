@@ -34,7 +34,10 @@ def imports_of(room: str) -> set[str]:
         ("engine", set()),
         ("dataset", set()),
         ("extraction", {"cxr_spark.dataset", "cxr_spark.engine"}),
-        ("training", {"cxr_spark.dataset", "cxr_spark.extraction.store"}),
+        (
+            "training",
+            {"cxr_spark.dataset", "cxr_spark.engine.device", "cxr_spark.extraction.store"},
+        ),
         ("evaluation", set()),
         ("report", set()),
         ("tracking", {"cxr_spark.training.run_folder"}),

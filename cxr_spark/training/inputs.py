@@ -85,7 +85,7 @@ def open_inputs(
         UserError: as for ``reader.read_inputs``.
     """
     shape = feature_shape(features, record, takes)
-    bytes_each = int(np.prod(shape)) * (2 if takes == "feature_map" else 4)
+    bytes_each = image_bytes(shape, takes)
     gigabytes = len(image_id) * bytes_each / GIGABYTE
     streams = gigabytes > memory_gb
     log.info(
@@ -100,6 +100,11 @@ def open_inputs(
         return InMemory(*read_inputs(features, record, takes, image_id))
     capacity = int(memory_gb * GIGABYTE * BUFFER_SHARE / bytes_each)
     return Streamed(features, record, takes, image_id, shape=shape, capacity=capacity)
+
+
+def image_bytes(shape: tuple[int, ...], takes: str) -> int:
+    """Return what the features of one image take in memory."""
+    return int(np.prod(shape)) * (2 if takes == "feature_map" else 4)
 
 
 @contextmanager

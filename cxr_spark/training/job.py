@@ -1,4 +1,4 @@
-"""A grid of heads: extractions, images in their splits, what is missing, each in turn."""
+"""A grid of heads: extractions, images in their splits, what is missing, and who trains it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
@@ -31,6 +33,9 @@ from cxr_spark.training.run_folder import (
 from cxr_spark.training.tally import Tally
 from cxr_spark.training.work import Shared, Work, find_missing, train_work
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
 log = logging.getLogger(__name__)
 
 
@@ -43,10 +48,23 @@ class Trained:
     assigned: Assigned
 
 
-def train(experiment: Experiment, features: Path, run: Path) -> Trained:
+def train(
+    experiment: Experiment,
+    features: Path,
+    run: Path,
+    session: Callable[[], AbstractContextManager[SparkSession | None]] = nullcontext,
+) -> Trained:
     """Train every configuration and seed of the experiment and store heads and predictions.
 
     Configurations that the run folder already holds are not trained again.
+
+    Args:
+        experiment: what to train.
+        features: the features folder.
+        run: the run folder.
+        session: opens the session on whose executors heads are trained, once what can be known to
+            be wrong has been looked for and before anything is written; by default they are
+            trained in this process.
 
     Returns:
         What they were trained on.
@@ -54,6 +72,7 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     Raises:
         UserError: the features do not serve the experiment, a class has no image in a split, or the
             run folder is of another experiment.
+        RunFailed: executors could not train a configuration.
     """
     check_run(run, experiment)
     chosen = choose_extractions(features, experiment)
@@ -65,19 +84,26 @@ def train(experiment: Experiment, features: Path, run: Path) -> Trained:
     if not experiment.overwrite:
         fingerprints = {record.fingerprint for record in records}
         check_same_features(run, fingerprints, (records[0].listing_digest, records[0].n_rows))
-    begin_run(run, experiment)
-    errors = read_errors(features, records[0].fingerprint)
-    update_experiment(run, **describe_run(records, images, assigned, errors))
-    for folder in ("heads", "predictions"):
-        (run / folder).mkdir(exist_ok=True)
-    clear_unfinished(run)
-    folds = _folds(experiment, images, assigned)
-    works = find_missing(run, sources, experiment, folds)
-    _train(Shared(experiment, features, run, images, assigned, folds), works)
+    with session() as spark:
+        begin_run(run, experiment)
+        errors = read_errors(features, records[0].fingerprint)
+        update_experiment(run, **describe_run(records, images, assigned, errors))
+        for folder in ("heads", "predictions"):
+            (run / folder).mkdir(exist_ok=True)
+        clear_unfinished(run)
+        folds = _folds(experiment, images, assigned)
+        works = find_missing(run, sources, experiment, folds)
+        shared = Shared(experiment, features, run, images, assigned, folds)
+        if spark is None:
+            _train_here(shared, works)
+        elif works:
+            from cxr_spark.training.executors import train_on_executors
+
+            train_on_executors(spark, shared, works)
     return Trained(records, images, assigned)
 
 
-def _train(shared: Shared, works: Sequence[Work]) -> None:
+def _train_here(shared: Shared, works: Sequence[Work]) -> None:
     """Train one configuration after the other, those on the same inputs together."""
     tally = Tally(works)
     for (joined, takes), same_inputs in itertools.groupby(works, key=lambda work: work.inputs):

@@ -15,7 +15,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.head_table import head_table
-from cxr_spark.training.inputs import GIGABYTE, InMemory, Inputs, open_inputs
+from cxr_spark.training.inputs import GIGABYTE, InMemory, Inputs, image_bytes, open_inputs
 from cxr_spark.training.reader import feature_shape, read_inputs
 from cxr_spark.training.spaces import Tuned
 
@@ -69,6 +69,18 @@ def open_joined(
     return InMemory(np.concatenate(parts, axis=1))
 
 
+def size_gb(features: Path, records: Records, takes: str, n_images: int) -> float:
+    """Return what the features of images would take in memory, in 10^9 bytes.
+
+    Raises:
+        UserError: as for ``reader.feature_shape``.
+    """
+    return sum(
+        image_bytes(feature_shape(features, record, takes), takes) * n_images / GIGABYTE
+        for record in records
+    )
+
+
 def check_memory(features: Path, sources: Iterable[Records], experiment: Experiment) -> None:
     """Refuse what cannot be trained while features stream, before anything is written.
 
@@ -86,8 +98,7 @@ def check_memory(features: Path, sources: Iterable[Records], experiment: Experim
         joined = len(records) > 1
         if not (whole or joined):
             continue
-        channels = sum(feature_shape(features, record, "pooled")[0] for record in records)
-        gigabytes = 4 * records[0].n_rows * channels / GIGABYTE
+        gigabytes = size_gb(features, records, "pooled", records[0].n_rows)
         if gigabytes > experiment.training.memory_gb:
             names = "+".join(record.identity.backbone for record in records)
             raise UserError(

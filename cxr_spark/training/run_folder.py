@@ -57,10 +57,10 @@ _PLACES = {
 # Compared only where a head was tuned by them.
 _SEARCHES = {"cross_validation", "tuning"}
 # Not stored: the extractions themselves tell it, and are compared by their digests; the address of
-# MLflow may hold a password.
+# MLflow may hold a password; where heads are trained stands in the command.
 _TOLD_ELSEWHERE = {
     "weights", "precision", "limit", "extraction", "overwrite", "refresh", "max_error_fraction",
-    "mlflow",
+    "mlflow", "distribute_heads",
 }  # fmt: skip
 # These may grow: more heads and seeds of the same experiment join what is there.
 _GROWING = ("heads", "seeds", "concatenations")
