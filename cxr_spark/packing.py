@@ -35,7 +35,8 @@ from cxr_spark.extraction.account import most_frequent
 from cxr_spark.extraction.lock import LOCK_NAME, locked
 from cxr_spark.extraction.store import schema
 from cxr_spark.files import check_writable, disk_is_full, location
-from cxr_spark.spark import Progress, open_session
+from cxr_spark.spark import open_session
+from cxr_spark.spark_jobs import Progress, described
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -138,8 +139,9 @@ def _write_pack(spark: SparkSession, images: Path, staging: Path, limit: int | N
 
     began, folder = time.monotonic(), staging / "pack"
     folder.mkdir()
-    found, limit = _choose(read_found(spark, str(images)), limit)
-    found, n_images, n_bytes = _stage_found(spark, found, staging / "found")
+    with described(spark, f"listing the images under {images}"):
+        found, limit = _choose(read_found(spark, str(images)), limit)
+        found, n_images, n_bytes = _stage_found(spark, found, staging / "found")
     if not n_images:
         raise no_images(str(images))
     n_parts = plan_parts(n_images, n_bytes, spark.sparkContext.defaultParallelism)
@@ -152,7 +154,7 @@ def _write_pack(spark: SparkSession, images: Path, staging: Path, limit: int | N
         .mapInPandas(make_packer(str(folder)), schema(INDEX_COLUMNS))
     )
     with Progress(spark, "packing", n_images, n_parts) as watched:
-        watched.join()
+        watched.join(f"packing images, {n_parts} parts")
         _write_index(placed, staging / "index", folder / INDEX)
     record = _describe(folder, str(images), limit)
     if record.n_images != n_images:

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 
-from cxr_spark.spark import REDACTED, Progress, describe_session
+from cxr_spark.spark import REDACTED, describe_session
 
 
 def session(**settings: str) -> SimpleNamespace:
@@ -52,34 +49,3 @@ def test_settings_that_made_the_features_are_told_and_others_are_not() -> None:
     told = describe_session(session(**settings, **others))  # type: ignore[arg-type]
     assert told["conf"] == settings
     assert list(told["conf"]) == sorted(settings)
-
-
-def test_a_cancelled_job_writes_no_more_once_its_progress_has_ended(spark, tmp_path: Path) -> None:
-    """Spark tells of its end at once, and kills the Python worker of its task two seconds later."""
-    written = tmp_path / "written"
-
-    def write_on(batches):
-        for batch in batches:
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
-                with written.open("a") as file:
-                    file.write(".")
-                time.sleep(0.01)
-            yield batch
-
-    with Progress(spark, "writing", 1, 1) as watched:
-
-        def run() -> None:
-            watched.join("writing without end")
-            with pytest.raises(Exception, match="cancelled"):
-                spark.range(0, 1, 1, 1).mapInPandas(write_on, "id bigint").count()
-
-        job = Thread(target=run)
-        job.start()
-        while job.is_alive() and not written.exists():
-            time.sleep(0.05)
-        watched.cancel()
-        job.join()
-    there = written.stat().st_size
-    time.sleep(0.5)
-    assert written.stat().st_size == there

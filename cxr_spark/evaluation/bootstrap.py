@@ -137,8 +137,8 @@ def drawn_interval(
 ) -> Interval:
     """Return the interval of a mean of AUCs by its variance over resamples, on the logit scale.
 
-    It holds the value, stays within 0 and 1, and ends as a two-class AUC's does where nothing varies;
-    see ``interval_from``.
+    It holds the value, stays within 0 and 1, and ends as a two-class AUC's does where nothing
+    varies; see ``interval_from``.
 
     Args:
         value: on all images.

@@ -15,7 +15,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.store import LISTING_COLUMNS
 from cxr_spark.files import location, write_json
-from cxr_spark.spark import described
+from cxr_spark.spark_jobs import described
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from cxr_spark.extraction.worker import (
     result_columns,
 )
 from cxr_spark.files import location
-from cxr_spark.spark import Progress, described
+from cxr_spark.spark_jobs import Progress, cancelled, described
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -135,7 +135,8 @@ def run_pass(
         except BaseException:
             for shard in written:
                 shard.cancel()
-            watched.cancel()
+            with cancelled(spark, watched.group):
+                pool.shutdown()
             raise
     seconds = time.monotonic() - began
     log.info("extracted: %d images in %.1f s, %.1f images/s", n_images, seconds, n_images / seconds)

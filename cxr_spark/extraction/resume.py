@@ -41,7 +41,8 @@ from cxr_spark.extraction.store import (
     ExtractionRecord,
 )
 from cxr_spark.files import location
-from cxr_spark.spark import describe_session, described
+from cxr_spark.spark import describe_session
+from cxr_spark.spark_jobs import described
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

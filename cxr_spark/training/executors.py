@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cxr_spark.errors import RunFailed
 from cxr_spark.session_checks import why_python_failed
-from cxr_spark.spark import cancelled
+from cxr_spark.spark_jobs import cancelled
 from cxr_spark.training.heads import Head
 from cxr_spark.training.spaces import Tuned
 from cxr_spark.training.tally import Tally

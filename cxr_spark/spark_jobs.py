@@ -1,0 +1,135 @@
+"""Spark's jobs for people who watch: what they are called, how far they are, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark import SparkConf, SparkContext, SparkStageInfo
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+# The property by which Spark names a job, and the stages of it.
+DESCRIPTION = "spark.job.description"
+
+# Spark kills a cancelled task's Python worker after two seconds (spark.python.task.killTimeout).
+CANCEL_SECONDS = 15.0
+
+
+def log_level(conf: SparkConf) -> str:
+    """Return from which level on the JVM logs in a session of ours."""
+    return conf.get("spark.log.level", "ERROR") or "ERROR"
+
+
+@contextmanager
+def described(spark: SparkSession, what: str) -> Iterator[None]:
+    """Have Spark's UI and its event log say what the jobs are for that this thread submits."""
+    context = spark.sparkContext
+    before = context.getLocalProperty(DESCRIPTION)
+    context.setLocalProperty(DESCRIPTION, what)
+    try:
+        yield
+    finally:
+        context.setLocalProperty(DESCRIPTION, before)  # type: ignore[arg-type]  # None removes it
+
+
+@contextmanager
+def cancelled(spark: SparkSession, group: str) -> Iterator[None]:
+    """Have Spark end the jobs of a group, and leave the block when none of their tasks runs.
+
+    A cancelled job has ended at once; its tasks run on for some seconds, and write meanwhile. The
+    JVM says nothing of their ends.
+    """
+    context = spark.sparkContext
+    with contextlib.suppress(Exception):  # Spark may be gone itself
+        context.setLogLevel("OFF")
+        context.cancelJobGroup(group)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            until = time.monotonic() + CANCEL_SECONDS
+            while any(s.numActiveTasks for s in _stages(context, group)):
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.05)
+            context.setLogLevel(log_level(context.getConf()))
+
+
+def _stages(context: SparkContext, group: str) -> list[SparkStageInfo]:
+    """Return what Spark tells of each stage of the jobs of a group."""
+    tracker = context.statusTracker()
+    return [
+        told
+        for job in tracker.getJobIdsForGroup(group)
+        if (jobs := tracker.getJobInfo(job))
+        for stage in jobs.stageIds
+        if (told := tracker.getStageInfo(stage))
+    ]
+
+
+class Progress:
+    """Logs, while its block runs, how many images are done by the share of tasks that have ended.
+
+    Jobs are counted whose thread has called ``join``.
+
+    Attributes:
+        group: Spark's name for these jobs together.
+        n_errors: told beside; for the caller to count.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        what: str,
+        n_images: int,
+        n_tasks: int,
+        *,
+        every_s: float = 10.0,
+    ) -> None:
+        """Say what is watched: so many images, in so many tasks of all jobs together."""
+        self._context = spark.sparkContext
+        self._what, self._n_images, self._n_tasks, self._every_s = what, n_images, n_tasks, every_s
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self.group = f"{what}-{time.monotonic_ns()}"
+        self.n_errors = 0
+
+    def join(self, what: str) -> None:
+        """Count the jobs that this thread submits from now on, and call them so in Spark's UI."""
+        self._context.setJobGroup(self.group, what)
+
+    def __enter__(self) -> Progress:
+        """Begin to log."""
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        began = time.monotonic()
+        while not self._ended.wait(self._every_s):
+            stages = _stages(self._context, self.group)
+            share = sum(stage.numCompletedTasks for stage in stages) / self._n_tasks
+            line = _progress_line(min(share, 1.0), self._n_images, time.monotonic() - began)
+            errors = f", {self.n_errors:,} errors" if self.n_errors else ""
+            log.info("%s: %s%s", self._what, line, errors)
+
+
+def _progress_line(share: float, n_images: int, seconds: float) -> str:
+    """Say what is done; the rate counts the start of the tasks, so it tells little at first."""
+    done = f"about {share * n_images:,.0f} of {n_images:,} images"
+    if share < 0.25:
+        return f"{done}, {seconds:.0f} s so far"
+    rate = share * n_images / seconds
+    return f"{done}, {rate:,.1f} images/s, about {(1 - share) * seconds / share:.0f} s left"
