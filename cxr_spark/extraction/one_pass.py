@@ -27,12 +27,12 @@ from cxr_spark.extraction.store import (
 from cxr_spark.extraction.worker import (
     Extraction,
     Extractor,
-    Placement,
     make_extractor,
     make_warmer,
     result_columns,
 )
 from cxr_spark.files import location
+from cxr_spark.placement import Placement, placement_of
 from cxr_spark.spark_jobs import Progress, cancelled, described
 
 if TYPE_CHECKING:
@@ -232,15 +232,6 @@ def _write_features(
     )
     told = json.loads(failures.get["rows"])
     return tuple(tuple(row[name] for name in ERROR_COLUMNS) for row in told)
-
-
-def placement_of(spark: SparkSession) -> Placement:
-    """Return what a task of this session computes on, from Spark's own settings."""
-    conf = spark.sparkContext.getConf()
-    return Placement(
-        task_cpus=int(conf.get("spark.task.cpus", "1") or 1),
-        one_gpu_an_executor=conf.get("spark.executor.resource.gpu.amount") == "1",
-    )
 
 
 def slots(spark: SparkSession, placement: Placement) -> int:

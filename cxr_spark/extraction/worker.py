@@ -19,7 +19,7 @@ import pandas as pd
 
 from cxr_spark.dataset.listing import FILE_SCHEME, LATEST_US, Listed, uri_to_path
 from cxr_spark.dataset.pack_reader import PackReader
-from cxr_spark.engine.device import Device, choose_device
+from cxr_spark.engine.device import Device
 from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
@@ -37,6 +37,7 @@ from cxr_spark.extraction.store import (
     Identity,
     stored_features,
 )
+from cxr_spark.placement import Placement, task_device
 
 if TYPE_CHECKING:
     from cxr_spark.engine.forward import Forward
@@ -64,19 +65,6 @@ class Extraction:
     graph_file: str
     input_name: str
     output_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How the tasks of a session compute.
-
-    Attributes:
-        task_cpus: cores a task (``spark.task.cpus``): so many threads decode for a GPU, or compute.
-        one_gpu_an_executor: see ``choose_device``.
-    """
-
-    task_cpus: int = 1
-    one_gpu_an_executor: bool = False
 
 
 def result_columns(feature_maps: bool) -> dict[str, str]:
@@ -107,7 +95,7 @@ def make_extractor(
     columns = list(result_columns(feature_maps))
 
     def extract(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        device = _device(placement)
+        device = task_device(placement)
         results = _extract(frames, extractions, image_size, placement, device, columns)
         return in_background(results) if device.kind == "GPU" else results
 
@@ -118,7 +106,7 @@ def make_warmer(extractions: list[Extraction], placement: Placement) -> Extracto
     """Return a function for ``mapInPandas`` that loads the graphs and passes its rows on."""
 
     def warm(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        device = _device(placement)
+        device = task_device(placement)
         for extraction in extractions:
             forward = _forward(extraction, device, placement)
             batch = (BATCH_SIZE[device.kind], *extraction.identity.image_size, 1)
@@ -191,15 +179,6 @@ def _divide(
     failed = told["error"].notna().to_numpy()
     usable = told[~failed].drop(columns=["stage", "error"])
     return usable, [image.pixels for image in images if image.pixels is not None], told[failed]
-
-
-def _device(placement: Placement) -> Device:
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    resources = context.resources() if context else {}
-    addresses = resources["gpu"].addresses if "gpu" in resources else []
-    return choose_device(addresses, one_an_executor=placement.one_gpu_an_executor)
 
 
 def _forward(extraction: Extraction, device: Device, placement: Placement) -> Forward:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.errors import RunFailed
+from cxr_spark.placement import Placement, placement_of
 from cxr_spark.session_checks import why_python_failed
 from cxr_spark.spark_jobs import cancelled
 from cxr_spark.training.heads import Head
@@ -25,7 +26,6 @@ from cxr_spark.training.worker import (
     HeadFailed,
     Listed,
     Outcome,
-    Placement,
     Shipped,
     installed_versions,
     make_trainer,
@@ -118,15 +118,6 @@ def longest_first(works: Sequence[Work]) -> list[Work]:
         return isinstance(work.head, Tuned), work.head.takes == "feature_map", kind
 
     return sorted(works, key=burden, reverse=True)
-
-
-def placement_of(spark: SparkSession) -> Placement:
-    """Return what a task of this session computes on, from Spark's own settings."""
-    conf = spark.sparkContext.getConf()
-    return Placement(
-        task_cpus=int(conf.get("spark.task.cpus", "1") or 1),
-        one_gpu_an_executor=conf.get("spark.executor.resource.gpu.amount") == "1",
-    )
 
 
 def why_failed(text: str, works: Sequence[Work]) -> str:

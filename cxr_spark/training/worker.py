@@ -23,9 +23,10 @@ import pandas as pd
 from pyspark.accumulators import AccumulatorParam
 
 from cxr_spark.cli import share_heap
-from cxr_spark.engine.device import DeviceError, choose_device
+from cxr_spark.engine.device import DeviceError
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.installed import installed_version
+from cxr_spark.placement import Placement, gpu_addresses, task_device
 from cxr_spark.training.fit import Training
 from cxr_spark.training.inputs import told
 from cxr_spark.training.joined import open_joined, size_gb
@@ -57,19 +58,6 @@ class Shipped:
     shared: Shared
     works: Sequence[Work]
     versions: Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How the tasks of a session compute.
-
-    Attributes:
-        task_cpus: cores a task (``spark.task.cpus``), and so threads.
-        one_gpu_an_executor: see ``choose_device``.
-    """
-
-    task_cpus: int = 1
-    one_gpu_an_executor: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,10 +215,10 @@ def _prepare(placement: Placement) -> Callable[[], AbstractContextManager[Any]]:
     logging.getLogger("petastorm").setLevel(logging.CRITICAL)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of a new graph for each head
     share_heap()
-    gpus = _gpus()
+    gpus = gpu_addresses()
     if not gpus:  # what Spark has not given to a task, it does not take
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    choose_device(gpus, one_an_executor=placement.one_gpu_an_executor)
+    task_device(placement)  # which hides other GPUs, before TensorFlow looks for them
     _limit_threads(placement.task_cpus)
     gc.collect()
     gc.freeze()  # Spark collects garbage after every task, and there are many objects now
@@ -255,14 +243,6 @@ def _limit_threads(n: int) -> None:
     os.environ["LOKY_MAX_CPU_COUNT"] = str(n)  # of estimators with n_jobs=-1
 
 
-def _gpus() -> list[str]:
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    resources = context.resources() if context else {}
-    return list(resources["gpu"].addresses) if "gpu" in resources else []
-
-
 @contextmanager
 def _on_gpu(placement: Placement) -> Iterator[None]:
     """Compute on the GPU that Spark gave this task.
@@ -272,7 +252,7 @@ def _on_gpu(placement: Placement) -> Iterator[None]:
     """
     import tensorflow as tf
 
-    device = choose_device(_gpus(), one_an_executor=placement.one_gpu_an_executor)
+    device = task_device(placement)
     if device.kind == "GPU" and device.index >= len(tf.config.list_logical_devices("GPU")):
         raise UserError(
             f"Spark gave this task the GPU {device.address}, and TensorFlow does not see it. "

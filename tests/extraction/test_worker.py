@@ -15,7 +15,8 @@ from cxr_spark.engine.forward import feature_function
 from cxr_spark.engine.frozen import freeze
 from cxr_spark.extraction import worker
 from cxr_spark.extraction.store import Identity
-from cxr_spark.extraction.worker import Extraction, Placement
+from cxr_spark.extraction.worker import Extraction
+from cxr_spark.placement import Placement
 
 SIZE = (64, 64)
 
