@@ -162,11 +162,9 @@ def _by_drawing(
     seeds: Sequence[Scored], chosen: Sequence[Scored], resamples: Resamples
 ) -> Difference:
     once = np.ones((1, resamples.weights.shape[1]))
-    drawn, values = [], []
-    for of in (seeds, chosen):
-        drawn.append(_mean_macro(of, resamples.weights))
-        values.append(float(_mean_macro(of, once)[0]))
-    return drawn_difference(*values, drawn[0] - drawn[1], chosen[0].fewest_patients)
+    value, other = (float(_mean_macro(of, once)[0]) for of in (seeds, chosen))
+    drawn, drawn_of_chosen = (_mean_macro(of, resamples.weights) for of in (seeds, chosen))
+    return drawn_difference(value, other, drawn - drawn_of_chosen, chosen[0].fewest_patients)
 
 
 def _mean_macro(seeds: Sequence[Scored], weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
