@@ -172,12 +172,13 @@ def test_a_full_disk(images, config, undisturbed, tmp_path: Path) -> None:
     """A tmpfs that a file fills but for the room of a shard or two."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(disk)]
+    n_bytes = 12_800 * N_IMAGES  # features of ResNet50 take 8 kB an image
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs root and a kernel that lets it")
     try:
         filler, features = disk / "filler", disk / "features"
-        filler.write_bytes(b"\0" * 2**20 * 5)
+        filler.write_bytes(b"\0" * (n_bytes // 2))
         run = extract(tmp_path, "local[2]", images, config, features)
         assert run.wait() == 1, run.said[-3000:]
         (line,) = [line for line in run.said.splitlines() if "error:" in line]
