@@ -3,7 +3,7 @@
 # make grid    the main job: [IMAGES=dir WEIGHTS=dir|imagenet|random CONFIG=file RUN=dir FEATURES=dir ARGS="--limit 400"]
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests, in TESTERS processes side by side (2)
-# make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour on two cores
+# make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour and a half on two cores
 # make test-docker  the image and the cluster of docker/, with a worker killed: needs a Docker engine
 # make lint    ruff and mypy
 # make audit   known vulnerabilities of the installed packages, by pip-audit, which needs a network

@@ -183,14 +183,12 @@ def test_sparks_pages_say_what_each_job_is_for(
         return {job.jobId(): job.description().getOrElse(None) for job in each}
 
     before = descriptions()
-    assert "asking executors for their packages" in before.values()
     few = experiment.model_copy(update={"limit": 20})
     run(spark, few, phantoms, tmp_path / "features")
     assert {what for job, what in descriptions().items() if job not in before} == {
         f"listing the images under {phantoms}",
         "loading backbones in the Python workers",
-        "finding the images that MobileNetV3Small lacks",
-        "cutting 20 images into 2 tasks",
+        "cutting 20 images into 16 tasks",
         "extracting features, shard 1 of 1",
         "accounting for every image of MobileNetV3Small",
     }
