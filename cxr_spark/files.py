@@ -57,6 +57,20 @@ def check_writable(folder: Path, flag: str) -> None:
         )
 
 
+def refuse_links(folder: Path, flag: str) -> None:
+    """Refuse an output folder that holds a link: what is written there would land elsewhere.
+
+    Raises:
+        UserError: names the link.
+    """
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.is_symlink():
+            raise UserError(
+                f"Expected --{flag} to hold no links, where what is written would land elsewhere. "
+                f"Received: {entry} (to {os.readlink(entry)}). Remove it, or give another --{flag}."
+            )
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Return whether an error, of this process or told by Spark, is that no room was left."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

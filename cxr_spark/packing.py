@@ -22,6 +22,7 @@ from cxr_spark.dataset.pack import (
     INDEX,
     INDEX_COLUMNS,
     PackRecord,
+    foreign_names,
     is_pack,
     read_pack_record,
     write_pack_record,
@@ -89,6 +90,11 @@ def check_out(images: Path, out: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"Expected --out to be a new folder. Received: {out}, which holds what is no pack, or "
             "not all of one. Give another --out, or remove it."
+        )
+    if foreign := foreign_names(out):  # which would go with it
+        raise UserError(
+            f"Expected --out to hold a pack and nothing else. Received: {out / foreign[0]}. "
+            "Take it out, or give another --out."
         )
     if not overwrite:
         raise UserError(

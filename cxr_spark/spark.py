@@ -33,10 +33,12 @@ DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
 }
 
-# What Spark's own pages hide (the default of spark.redaction.regex), two words more, and addresses
-# that hold a user's password.
+# What Spark's own pages hide (the default of spark.redaction.regex), further names that clouds give
+# to keys, and addresses that hold a user.
 SECRET = re.compile(
-    r"secret|password|token|access[.]?key|credential|passphrase|://[^/\s]*:[^/\s]*@", re.IGNORECASE
+    r"secret|password|pwd=|token|(access|account|api|private|shared|storage)[._-]?key|credential"
+    r"|passphrase|\bsas\b|://\S*@",
+    re.IGNORECASE,
 )
 REDACTED = "*********(redacted)"
 

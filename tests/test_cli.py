@@ -20,6 +20,13 @@ def test_a_command_is_told_as_a_shell_takes_it() -> None:
         ("--conf=spark.ssl.keyPassword=planted", "--conf=*"),
         ("-Duser=x -Dpassword=planted", "-Duser=*"),
         ("hdfs://user:planted@host/images", "*"),
+        ("http://planted@host:5000", "*"),
+        ("postgresql://u:p/planted@host/db", "*"),
+        ("spark.hadoop.fs.azure.account.key.x=planted", "spark.hadoop.fs.azure.account.key.x=*"),
+        ("spark.hadoop.fs.azure.sas.fixed=planted", "spark.hadoop.fs.azure.sas.fixed=*"),
+        ("spark.executorEnv.AWS_ACCESS_KEY_ID=planted", "spark.executorEnv.AWS_ACCESS_KEY_ID=*"),
+        ("spark.executorEnv.WANDB_API_KEY=planted", "spark.executorEnv.WANDB_API_KEY=*"),
+        ("spark.x.service.account.private.key=planted", "spark.x.service.account.private.key=*"),
     ],
 )
 def test_secrets_of_a_command_are_not_told(word: str, told: str) -> None:

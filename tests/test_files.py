@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr_spark.files import disk_is_full, replacing, without_nan
+from cxr_spark.errors import UserError
+from cxr_spark.files import disk_is_full, refuse_links, replacing, without_nan
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,12 @@ def test_two_that_write_one_file_leave_it_whole(tmp_path: Path) -> None:
         beside.with_name("no folder").joinpath("x").write_text("ha")
     assert [f.name for f in tmp_path.iterdir()] == ["head.keras"]
     assert file.read_text() == "whole as well"
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    refuse_links(tmp_path / "new", "run")
+    (tmp_path / "heads").mkdir()
+    refuse_links(tmp_path, "run")
+    (tmp_path / "figures").symlink_to("/nowhere")
+    with pytest.raises(UserError, match=r"--run to hold no links.*figures \(to /nowhere\)"):
+        refuse_links(tmp_path, "run")

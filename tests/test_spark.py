@@ -26,6 +26,7 @@ def session(**settings: str) -> SimpleNamespace:
         ("spark.executor.key.passphrase", "planted"),
         ("spark.sql.catalog.x.url", "jdbc:mysql://h/x?user=me&password=planted"),
         ("spark.sql.catalog.y.uri", "https://me:planted@host/x"),
+        ("spark.sql.catalog.z.url", "jdbc:x://h/x?user=me&pwd=planted"),
     ],
 )
 def test_a_secret_is_named_and_not_told(key: str, value: str) -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cxr_spark.dataset.listing import FoundImage
 from cxr_spark.errors import UserError
-from cxr_spark.files import write_json
+from cxr_spark.files import read_whole, write_json
 
 VERSION = 1
 RECORD = "_pack.json"
@@ -102,7 +102,7 @@ def read_pack_record(root: Path) -> PackRecord:
     """
     file = root / RECORD
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = json.loads(read_whole(file))
         version = fields["version"]
         parts = {name: (int(size), int(rows)) for name, (size, rows) in fields["parts"].items()}
         record = PackRecord(
@@ -137,7 +137,7 @@ def check_pack(root: Path) -> PackRecord:
     stated = {name: size for name, (size, _) in record.parts.items()}
     stated[INDEX] = record.index_bytes
     there = {name for name in os.listdir(root) if name == INDEX or re.fullmatch(_PART, name)}
-    for name in sorted({*stated, *there}):
+    for name in sorted({*stated, *there, *foreign_names(root)}):
         if name not in stated:
             what = "which is not one of them"
         elif name not in there:
@@ -155,6 +155,18 @@ def check_pack(root: Path) -> PackRecord:
             f"{_AGAIN}."
         )
     return record
+
+
+def foreign_names(root: Path) -> list[str]:
+    """Return what a pack's folder holds that no pack does: an image that was put there, say."""
+    from cxr_spark.dataset.phantoms import MARKER
+
+    ours = (RECORD, INDEX, MARKER)
+    return [
+        name
+        for name in sorted(os.listdir(root))
+        if name not in ours and name[0] != "." and not re.fullmatch(_PART, name)
+    ]
 
 
 def list_packed(root: str | Path) -> Iterator[FoundImage]:
@@ -218,6 +230,8 @@ def _maker(root: str | Path) -> Callable[..., FoundImage]:
     ) -> FoundImage:  # fmt: skip
         if part not in parts:
             raise _damaged(root, f"names {part!r}, which {RECORD} does not")
+        if None in (image_id, length, modified_us, row_group, row):
+            raise _damaged(root, f"says nothing of where {image_id} lies, or what it is")
         path = f"{prefix}{part}#{row_group}.{row}"
         return FoundImage(image_id, path, length, modified_us, problem or "")
 

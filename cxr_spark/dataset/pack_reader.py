@@ -161,6 +161,10 @@ def _read_group(part: Any, row_group: int) -> _Group:
     largest = max(BYTES_A_GROUP, MAX_BYTES) + _MARGIN
     if stated.num_rows > ROWS_A_GROUP or stated.total_byte_size > largest:
         raise ValueError(f"its row group {row_group} is larger than a pack's are")
+    columns_stated = [stated.column(i) for i in range(stated.num_columns)]
+    if any("DICTIONARY" in kind for column in columns_stated for kind in column.encodings):
+        # One value of megabytes, stated once, would be had for each row.
+        raise ValueError(f"its row group {row_group} repeats values, as a pack's never do")
     read = part.read_row_group(row_group, columns=list(PART_COLUMNS), use_threads=False)
     rows = read.combine_chunks()
     modified_us = rows["modified"].cast(pa.int64())

@@ -37,7 +37,7 @@ from cxr_spark.extraction.store import (
     write_record,
 )
 from cxr_spark.extraction.worker import Extraction
-from cxr_spark.files import disk_is_full
+from cxr_spark.files import disk_is_full, refuse_links
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -95,6 +95,7 @@ def extract(
             full.
     """
     features = request.features
+    refuse_links(features, "features")
     created = not features.exists()
     features.mkdir(parents=True, exist_ok=True)
     try:

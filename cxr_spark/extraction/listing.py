@@ -38,12 +38,14 @@ class Listing:
         n_refused: how many of them have a path that the adapter does not recognise.
         digest: of the set of their names, sizes, times, and what the paths say.
         limit: how many images a sample was cut to; None for all of a folder.
+        places: digest of where each image lies; empty in records of before it was kept.
     """
 
     n_images: int
     n_refused: int
     digest: str
     limit: int | None = None
+    places: str = ""
 
     @property
     def n_usable(self) -> int:
@@ -111,12 +113,15 @@ def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listin
             F.count("*").alias("n_images"),
             F.count("error").alias("n_refused"),
             F.bit_xor(F.xxhash64(*DIGESTED)).alias("digest"),
+            F.bit_xor(F.xxhash64("image_id", "path")).alias("places"),
         )
         .write.parquet(location(folder))
     )
     row = written.get
-    digest = (row["digest"] or 0) & (2**64 - 1)  # null where there is no image
-    listing = Listing(row["n_images"], row["n_refused"], f"{digest:016x}", limit)
+    digest, places = (  # null where there is no image
+        f"{(row[name] or 0) & (2**64 - 1):016x}" for name in ("digest", "places")
+    )
+    listing = Listing(row["n_images"], row["n_refused"], digest, limit, places)
     write_listing_record(folder, listing)
     return listing
 
@@ -153,17 +158,31 @@ def accept_listing(
         staged.rename(manifest)
         return listing
     if stored.is_of_same_images(listing):
-        return stored
+        return _follow(manifest, staged, stored, listing)
     beside = staged.with_name("joined")
     with described(spark, "comparing the images with those of the run before"):
         _check_is_related(spark, features, staged, stored, listing, refresh=refresh)
         joined = _join(spark, manifest, staged, refresh=refresh)
         now = _write_listing(joined, beside, listing.limit)
     if stored.is_of_same_images(now):
-        return stored
-    manifest.rename(staged.with_name(REPLACED))
-    beside.rename(manifest)
+        return _follow(manifest, beside, stored, now)
+    _replace(manifest, beside)
     return now
+
+
+def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> Listing:
+    """Have the manifest say where its images lie now; the same images may have been moved."""
+    if stored.places == now.places:
+        return stored
+    moved = dataclasses.replace(stored, places=now.places)
+    write_listing_record(beside, moved)
+    _replace(manifest, beside)
+    return moved
+
+
+def _replace(manifest: Path, beside: Path) -> None:
+    manifest.rename(beside.with_name(REPLACED))
+    beside.rename(manifest)
 
 
 def _check_is_related(

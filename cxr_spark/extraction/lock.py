@@ -50,7 +50,7 @@ def _holder() -> str:
 def _acquire(file: Path, flag: str) -> int | None:
     """Return the descriptor that holds the lock; None where the file system has no locks."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open(file)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,6 +71,17 @@ def _acquire(file: Path, flag: str) -> int | None:
         if _is_still(file, descriptor):
             return descriptor
         os.close(descriptor)  # its holder removed it while this process opened it
+
+
+def _open(file: Path) -> int:
+    """Open the lock's file, which is no link: what the link leads to would be written over."""
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"Expected {file} to be a file that can be written. Received: {error.strerror}. "
+            "Look at what it is, and remove it."
+        ) from error
 
 
 def _is_still(file: Path, descriptor: int) -> bool:

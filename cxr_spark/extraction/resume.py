@@ -94,6 +94,7 @@ def complete(
     for backbone in backbones:
         state = begun(job.outputs, backbone)
         if _is_complete(job, state):
+            _check_errors(job, state.failures)
             _tell(backbone, "already in the store")
             continue
         _check_maps(job.outputs, state)

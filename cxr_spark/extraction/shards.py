@@ -173,6 +173,8 @@ def recover(features: Path) -> None:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             record, moves = parse_record(content["record"]), dict(content["moves"])
+            if not all(_is_move(file.parent, *move) for move in moves.items()):
+                record = None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             record = None
         if record is None:
@@ -182,6 +184,23 @@ def recover(features: Path) -> None:
             )
         log.info("finishing the extraction %s, which was stopped at its end", record.fingerprint)
         _roll_forward(features, file.parent, record, moves)
+
+
+def _is_move(parts: Path, source: str, name: str) -> bool:
+    """Return whether a file goes from a folder of parts into the data set, and nothing elsewhere.
+
+    A features folder may be anybody's, and this is the one file of it that says what to move.
+    """
+    way = Path(source).parts
+    places = [parts.joinpath(*way[: i + 1]) for i in range(len(way))]
+    return (
+        1 <= len(way) <= 2
+        and ".." not in way
+        and not Path(source).is_absolute()
+        and source.endswith(".parquet")
+        and name == source.replace("/", "-")
+        and not any(place.is_symlink() for place in (parts.parent, parts, *places))
+    )
 
 
 def _roll_forward(

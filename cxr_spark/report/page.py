@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
 
+from cxr_spark.files import refuse_links
 from cxr_spark.report.figures import Curve, Picture, auc_bars, head_colours, panel
 from cxr_spark.report.render import make_environment
 from cxr_spark.report.style import COLOURS
@@ -92,7 +93,11 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
 
     The page holds its figures and styles; it loads nothing. Every name in it is escaped, and the
     browser is told by its hash the one script that may run, which sorts the configurations.
+
+    Raises:
+        UserError: the run folder holds a link.
     """
+    refuse_links(run, "run")
     notice = measures.experiment.get("demonstration", "")
     colours = head_colours(list(dict.fromkeys(measures.results["head"])))
     bars = auc_bars(measures.summary, colours, notice)

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.files import check_writable, replacing, write_json
+from cxr_spark.files import check_writable, refuse_links, replacing, write_json
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -119,9 +119,11 @@ def check_run(run: Path, experiment: Experiment) -> None:
     """Refuse a run folder of another experiment; write nothing.
 
     Raises:
-        UserError: the folder holds another experiment or what is no run, or cannot be written.
+        UserError: the folder holds another experiment, a link or what is no run, or cannot be
+            written.
     """
     check_writable(run, "run")
+    refuse_links(run, "run")
     if not (run / "experiment.json").exists():
         foreign = [name for name in _OURS if (run / name).exists()]
         if foreign:

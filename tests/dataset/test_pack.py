@@ -165,6 +165,15 @@ def add_foreign(root: Path, name: str) -> None:
     (root / "part-00007-ffffffff.parquet").write_bytes((root / name).read_bytes())
 
 
+def touch(root: Path, name: str) -> None:
+    (root / name).touch()
+
+
+def pipe(root: Path, name: str) -> None:
+    (root / name).unlink()
+    os.mkfifo(root / name)
+
+
 def write_text(root: Path, name: str) -> None:
     (root / name).write_text("[]")
 
@@ -186,6 +195,8 @@ def names_elsewhere(root: Path, name: str) -> None:
         (PART, cut, f"{PART}, of .* bytes, where .* were written"),
         (PART, link, f"{PART}, which is no regular file"),
         (PART, add_foreign, "part-00007-ffffffff.parquet, which is not one of them"),
+        ("new.jpeg", touch, "new.jpeg, which is not one of them"),
+        (RECORD, pipe, "the record of a pack.*not a regular file"),
         (INDEX, without, f"{INDEX}, which is missing"),
         (INDEX, cut, f"{INDEX}, of"),
         (RECORD, write_text, "the record of a pack"),
@@ -207,6 +218,7 @@ def test_a_pack_that_is_not_whole_is_refused_before_anything_starts(
     [
         ({"part": "part-00001-0a1b2c3d.parquet"}, "names 'part-00001"),
         ({"part": f"../other/{PART}"}, "names '../other"),
+        ({"row": None}, "says nothing of where .* lies"),
         ({}, "has 1 rows, where 4 were written"),
     ],
 )
@@ -279,4 +291,11 @@ def test_a_part_whose_groups_would_fill_the_memory_is_not_read(packed: Path) -> 
     )  # fmt: skip
     pq.write_table(table, packed / PART)
     with PackReader() as reader, pytest.raises(OSError, match="larger than a pack's are"):
+        read(reader, first)
+
+
+def test_a_part_that_states_one_value_for_many_is_not_read(packed: Path) -> None:
+    first = next(list_packed(packed))
+    pq.write_table(pq.read_table(packed / PART), packed / PART, use_dictionary=True)
+    with PackReader() as reader, pytest.raises(OSError, match="repeats values"):
         read(reader, first)

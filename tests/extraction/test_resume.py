@@ -205,6 +205,20 @@ def test_a_picture_that_was_replaced_never_stands_under_the_row_of_the_old_one(
     assert (record.n_rows, record.n_errors) == (90, 0)
 
 
+def test_images_that_were_moved_are_read_where_they_are_now(
+    spark, experiment, images: Path, tmp_path: Path, computed
+) -> None:
+    features = tmp_path / "features"
+    (first,) = run(spark, experiment, images, features)
+    moved = images.rename(tmp_path / "moved")
+    assert run(spark, experiment, moved, features) == [first]
+    other = experiment.model_copy(update={"image_size": (48, 48)})
+    (record,) = run(spark, other, moved, features)
+    assert (record.n_rows, record.n_errors) == (90, 0)
+    assert read(features, record)["path"].str.startswith(f"file://{moved}/").all()
+    assert computed == [90, 90]
+
+
 def test_mended_files_are_computed_on_request_even_where_their_size_is_the_same(
     spark, experiment, images: Path, tmp_path: Path, computed
 ) -> None:
@@ -282,6 +296,8 @@ def test_too_many_errors_end_the_run_early_with_their_reasons(
     allowed = experiment.model_copy(update={"max_error_fraction": 0.4})
     (record,) = run(spark, allowed, images, features)
     assert (record.n_rows, record.n_errors) == (60, 30)
+    with pytest.raises(RunFailed, match="30 of 90 images could not be used"):
+        run(spark, experiment, images, features)  # it has them all, and is not what was allowed
 
 
 def test_backbones_that_lack_other_images_run_in_passes_of_their_own(
@@ -330,3 +346,14 @@ def test_a_second_run_on_one_folder_stops_with_one_line(
             run(spark, experiment, phantoms, features)
         assert [path.name for path in features.iterdir()] == ["_lock"]
     assert not list(features.iterdir())
+
+
+def test_a_lock_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    from cxr_spark.extraction.lock import locked
+
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / "_lock").symlink_to(mine)
+    with pytest.raises(UserError, match="_lock to be a file that can be written"), locked(tmp_path):
+        pass
+    assert mine.read_text() == "precious"

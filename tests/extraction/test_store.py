@@ -163,6 +163,35 @@ def test_an_end_that_was_killed_is_done_by_the_next_run(
     ]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a/part-0.parquet": "../../outside.parquet"},
+        {"../../outside.parquet": "..-..-outside.parquet"},
+        {"a/secret": "a-secret"},
+        {"link/outside.parquet": "link-outside.parquet"},
+    ],
+)
+def test_an_end_that_would_move_other_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+) -> None:
+    features, record = tmp_path / "features", make_record()
+    features.mkdir()
+    (tmp_path / "outside.parquet").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("cxr_spark.extraction.shards._roll_forward", lambda *_: None)
+        make_store(features, record)
+    (file,) = features.glob("_parts/*/_finish.json")
+    (file.parent / "link").symlink_to(tmp_path)
+    (file.parent / "a" / "secret").touch()
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "moves": change}))
+    with pytest.raises(UserError, match=r"_finish\.json, which is damaged"):
+        recover(features)
+    assert (tmp_path / "outside.parquet").read_text() == "mine"
+    assert not (features / record.fingerprint).exists()
+
+
 def test_more_shards_join_a_data_set_and_replace_files_of_it(tmp_path: Path) -> None:
     first = make_store(tmp_path, make_record())
     parts = parts_of(tmp_path, first.fingerprint, feature_maps=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cxr_spark.errors import UserError
 from cxr_spark.report.page import RunMeasures, Shown, imbalance_table, write_report
 
 SCRIPT = "<script>alert(1)</script>"
@@ -537,3 +538,16 @@ def test_a_click_sorts_by_value_and_what_is_missing_comes_last(tmp_path: Path) -
         ["0.900", "0.800", "0.750", "0.850"],
         ["0.900", "0.850", "0.800", "0.750"],
     ]
+
+
+def test_a_run_folder_that_leads_elsewhere_is_refused_and_nothing_there_is_touched(
+    tmp_path: Path,
+) -> None:
+    elsewhere, run = tmp_path / "pictures", tmp_path / "run"
+    for folder in (elsewhere, run):
+        folder.mkdir()
+    (elsewhere / "mine.svg").touch()
+    (run / "figures").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="--run to hold no links"):
+        write_report(run, make_measures())
+    assert [file.name for file in elsewhere.iterdir()] == ["mine.svg"]
