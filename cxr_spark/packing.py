@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cxr_spark.dataset.listing import FILE_SCHEME, LATEST_US, FoundImage, Listed, uri_to_path
+from cxr_spark.dataset.listing import FoundImage
 from cxr_spark.dataset.manifest import even_sample, read_found
 from cxr_spark.dataset.pack import (
     INDEX,
@@ -30,7 +30,7 @@ from cxr_spark.dataset.pack import (
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.pack_writer import ROWS_A_GROUP, PartWriter, open_part
 from cxr_spark.dataset.phantoms import MARKER, holds_phantoms
-from cxr_spark.dataset.root import check_root, list_images, no_images
+from cxr_spark.dataset.root import as_listed, check_root, list_images, no_images
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.account import most_frequent
 from cxr_spark.extraction.lock import LOCK_NAME, locked
@@ -251,11 +251,9 @@ def _read(found: FoundImage, packs: PackReader) -> tuple[bytes | None, str | Non
     """Return an image's bytes, or why they cannot be had, in the words that extraction has."""
     if found.problem:
         return None, found.problem
-    modified_us = found.modified_us if abs(found.modified_us) < LATEST_US else None
+    listed = (found.image_id, found.path, found.length, found.modified_us)
     try:
-        if found.path.startswith(FILE_SCHEME):
-            return Listed(uri_to_path(found.path), found.length, modified_us).read(), None
-        return packs.find(found.path, found.image_id, found.length, modified_us).read(), None
+        return as_listed(*listed, packs).read(), None
     except OSError as error:
         return None, error.strerror or str(error)
 

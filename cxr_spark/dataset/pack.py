@@ -178,8 +178,8 @@ def list_packed(root: str | Path) -> Iterator[FoundImage]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    make_found, n_rows = _maker(root), 0
-    record = read_pack_record(Path(root))
+    record, n_rows = read_pack_record(Path(root)), 0
+    make_found = _maker(root, record)
     try:
         with pq.ParquetFile(Path(root) / INDEX) as index:
             for batch in index.iter_batches(_ROWS_A_BATCH, columns=_LISTED, use_threads=False):
@@ -205,7 +205,7 @@ def find_packed(root: str | Path) -> Callable[[str], FoundImage | None]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    make_found = _maker(root)
+    make_found = _maker(root, read_pack_record(Path(root)))
     try:
         index = pq.ParquetFile(Path(root) / INDEX).read(columns=_LISTED)
     except (OSError, pa.ArrowException) as error:
@@ -218,17 +218,16 @@ def find_packed(root: str | Path) -> Callable[[str], FoundImage | None]:
     return find
 
 
-def _maker(root: str | Path) -> Callable[..., FoundImage]:
+def _maker(root: str | Path, record: PackRecord) -> Callable[..., FoundImage]:
     """Return a function from a row of the index to what the walk had found."""
     folder = os.path.join(os.fsencode(os.path.abspath(root)), b"")
     prefix = SCHEME + urllib.parse.quote_from_bytes(folder)
-    parts = read_pack_record(Path(root)).parts
 
     def make_found(
         image_id: str, length: int, modified_us: int, problem: str | None,
         part: str, row_group: int, row: int,
     ) -> FoundImage:  # fmt: skip
-        if part not in parts:
+        if part not in record.parts:
             raise _damaged(root, f"names {part!r}, which {RECORD} does not")
         if None in (image_id, length, modified_us, row_group, row):
             raise _damaged(root, f"says nothing of where {image_id} lies, or what it is")

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr_spark.dataset.listing import FILE_SCHEME, FoundImage, uri_to_path, walk_images
+from cxr_spark.dataset.listing import (
+    FILE_SCHEME,
+    LATEST_US,
+    FoundImage,
+    Listed,
+    uri_to_path,
+    walk_images,
+)
 from cxr_spark.dataset.pack import (
     RECORD,
     check_pack,
@@ -64,6 +71,17 @@ def source_of(found: FoundImage, packs: PackReader) -> bytes | Packed:
     if found.path.startswith(FILE_SCHEME):
         return uri_to_path(found.path)
     return packs.find(found.path, found.image_id, found.length, found.modified_us)
+
+
+def as_listed(
+    image_id: str, path: str, length: int, modified_us: int, packs: PackReader
+) -> Listed | Packed:
+    """Return what gives an image's bytes, as long as it is what it was when it was listed."""
+    # A wrong date that a column cannot hold stands as the nearest that it can.
+    modified = modified_us if abs(modified_us) < LATEST_US else None
+    if path.startswith(FILE_SCHEME):
+        return Listed(uri_to_path(path), length, modified)
+    return packs.find(path, image_id, length, modified)
 
 
 def open_root(root: Path) -> Callable[[str], bytes]:

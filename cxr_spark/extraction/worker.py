@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cxr_spark.dataset.listing import FILE_SCHEME, LATEST_US, Listed, uri_to_path
 from cxr_spark.dataset.pack_reader import PackReader
+from cxr_spark.dataset.root import as_listed
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.pipeline import (
@@ -153,10 +153,7 @@ def _sources(rows: pd.DataFrame, packs: PackReader) -> list[Source]:
     modified = rows["modified"].to_numpy("datetime64[us]").astype(np.int64)
     columns = (rows["image_id"], rows["path"], rows["length"], modified)
     return [
-        # A wrong date that the column cannot hold stands as the nearest that it can.
-        Listed(uri_to_path(path), int(length), int(at) if abs(at) < LATEST_US else None)
-        if path.startswith(FILE_SCHEME)
-        else packs.find(path, image_id, int(length), int(at) if abs(at) < LATEST_US else None)
+        as_listed(image_id, path, int(length), int(at), packs)
         for image_id, path, length, at in zip(*columns, strict=True)
     ]
 
