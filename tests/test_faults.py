@@ -1,7 +1,9 @@
 """What is killed, filled or interrupted costs time, and nothing else.
 
-On a standalone cluster of processes of their own. By default each fault is tried once; with
-CXR_FAULTS=full (make test-faults) kills are tried ten times, spread over the undisturbed run.
+On a standalone cluster of processes of their own. By default a worker, a node and the driver are
+killed once and one run is interrupted; with CXR_FAULTS=full (make test-faults) kills are tried ten
+times, spread over the undisturbed run, and all else is tried as well. What is left out by default
+is tried in one process by tests/extraction/test_resume.py.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tests.faults import (
 from tests.test_cluster import started
 
 FULL = os.environ.get("CXR_FAULTS") == "full"
+in_full = pytest.mark.skipif(not FULL, reason="takes minutes: set CXR_FAULTS=full")
 N_IMAGES = 1600 if FULL else 800
 EXECUTOR = "CoarseGrainedExecutorBackend"
 # The share of the undisturbed run at which a kill comes, one drawn from each eleventh; the next run
@@ -115,7 +118,7 @@ def test_a_killed_python_worker(
     assert_same(read_features(tmp_path / "features"), expected)
 
 
-@pytest.mark.skipif(not FULL, reason="a node is killed with its executor: set CXR_FAULTS=full")
+@in_full
 def test_a_killed_executor(cluster, images, config, undisturbed, tmp_path: Path) -> None:
     run = extract(tmp_path, cluster, images, config, tmp_path / "features")
     run.wait_until(lambda: n_committed(tmp_path / "features"))
@@ -163,13 +166,14 @@ def test_a_killed_driver_and_the_same_command_again(
     assert_same(read_features(features), expected)
 
 
-@pytest.mark.skipif(not FULL, reason="kills are tried once: set CXR_FAULTS=full")
+@in_full
 @pytest.mark.parametrize("what", COMMITTED)
 def test_some_kills_came_when_shards_were_committed(what: str) -> None:
     assert len(COMMITTED[what]) == len(MOMENTS)
     assert sum(n > 0 for n in COMMITTED[what]) >= 3, COMMITTED[what]
 
 
+@in_full
 def test_two_runs_on_one_folder(cluster, images, config, undisturbed, tmp_path: Path) -> None:
     features = tmp_path / "features"
     first = extract(tmp_path, cluster, images, config, features)
@@ -183,6 +187,7 @@ def test_two_runs_on_one_folder(cluster, images, config, undisturbed, tmp_path: 
     assert_same(read_features(features), undisturbed[0])
 
 
+@in_full
 def test_a_full_disk(images, config, undisturbed, tmp_path: Path) -> None:
     """A tmpfs that a file fills but for the room of a shard or two."""
     disk = tmp_path / "disk"
@@ -230,13 +235,14 @@ def test_ctrl_c_and_the_command_that_it_prints(images, config, undisturbed, tmp_
     assert_same(read_features(features), undisturbed[0])
 
 
-def test_training_killed_between_heads(cluster, images, tmp_path: Path) -> None:
+def test_training_killed_between_heads(tmp_path: Path) -> None:
     """Of a head on maps: heads on pooled features are trained together."""
-    features, run_folder = tmp_path / "features", tmp_path / "run"
+    images, features, run_folder = (tmp_path / name for name in ("images", "features", "run"))
+    draw_phantoms(images, n_images=200, image_size=128, seed=0)
     config = tmp_path / "maps.yaml"
     of_maps = CONFIG.replace("[gap]", "[fc1024]").replace("ResNet50", "MobileNetV3Small")
     config.write_text(of_maps + "feature_maps: true\n")
-    assert extract(tmp_path, cluster, images, config, features).wait() == 0
+    assert extract(tmp_path, "local[2]", images, config, features).wait() == 0
     assert list_extractions(features)
 
     def train() -> Run:

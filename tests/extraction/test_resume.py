@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,31 @@ def test_a_stopped_run_goes_on_with_what_it_lacks(
     check_files(features, again)
 
 
+def test_a_full_disk_keeps_what_was_committed(
+    spark, experiment, phantoms: Path, tmp_path: Path, computed
+) -> None:
+    """A tmpfs whose room ends with the second shard or the third."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root and a kernel that lets it")
+    try:
+        filler, features = disk / "filler", disk / "features"
+        filler.write_bytes(b"\0" * 1_700_000)
+        with pytest.raises(RunFailed, match="no room is left on a disk"):
+            run(spark, experiment, phantoms, features)
+        n_kept = sum(len(pd.read_parquet(file)) for file in features.glob("_parts/*/*/*.parquet"))
+        assert 0 < n_kept < 90
+        filler.unlink()
+        (record,) = run(spark, experiment, phantoms, features)
+        assert computed == [90, 90 - n_kept]
+        (whole,) = run(spark, experiment, phantoms, tmp_path / "whole")
+        assert_same_features(read(tmp_path / "whole", whole), read(features, record))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_new_images_alone_are_computed_and_join_the_rest(
     spark, experiment, images: Path, tmp_path: Path, computed
 ) -> None:
@@ -194,7 +220,7 @@ def test_a_picture_that_was_replaced_never_stands_under_the_row_of_the_old_one(
     features, changed = tmp_path / "features", first_images(images, 1)[0]
     run(spark, experiment, images, features)
     changed.write_bytes(next((images / "train" / "NORMAL").iterdir()).read_bytes())
-    other = experiment.model_copy(update={"backbones": ["DenseNet121"]})
+    other = experiment.model_copy(update={"image_size": (48, 48)})
     (record,) = run(spark, other, images, features)
     errors = read_errors(features, record)
     assert errors["error"].to_dict() == {
