@@ -117,6 +117,10 @@ def _check_gpus(settings: Settings) -> None:
         raise UserError(
             f"Expected {missing}=1 as well, or no task is given a GPU. Received: {told}"
         )
+    if _number(settings, TASK_GPUS, 0) != 1:
+        raise UserError(
+            f"Expected {TASK_GPUS}=1: one process and one model have a GPU. Received: {told}"
+        )
     if _enforced_by(master) and not settings.get(DISCOVERY):
         raise UserError(
             f"Expected {DISCOVERY}, such as conf/gpu-discovery.sh where executors find it, "

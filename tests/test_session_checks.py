@@ -64,6 +64,14 @@ def settings(master: str, **more: str) -> dict[str, str]:
             settings(STANDALONE, spark_task_resource_gpu_amount="1"),
             "Expected spark.executor.resource.gpu.amount=1 as well",
         ),
+        (
+            {**settings(STANDALONE), **GPU, "spark.task.resource.gpu.amount": "0.5"},
+            "Expected spark.task.resource.gpu.amount=1: one process",
+        ),
+        (
+            {**settings(STANDALONE), **GPU, "spark.task.resource.gpu.amount": "2"},
+            "Expected spark.task.resource.gpu.amount=1: one process",
+        ),
         ({"spark.master": KUBERNETES, **GPU}, "gpu.discoveryScript.*starts on Kubernetes"),
         ({"spark.master": YARN, **GPU}, "gpu.discoveryScript.*starts on YARN"),
         (settings("local[2]", spark_task_cpus="3"), "task.cpus of at most 2,.*task.cpus=3"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,24 @@ from cxr_spark.engine.forward import (
     compile_forward,
     precision_loss,
 )
-from cxr_spark.engine.pipeline import BATCH_SIZE, prepare_groups, run_batches
+from cxr_spark.engine.pipeline import BATCH_SIZE, Source, prepare_groups, run_batches
 from cxr_spark.extraction.store import stored_features
 from cxr_spark.files import read_whole
 
 # Images a group: what a processor's thread decodes before it computes, and what a GPU's threads
 # decode ahead.
 GROUP_SIZE = {"CPU": 32, "GPU": 256}
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """The bytes of a file that was read already, as a ``Source``."""
+
+    encoded: bytes
+
+    def read(self) -> bytes:
+        """Return them."""
+        return self.encoded
 
 
 class EngineWorker:
@@ -46,6 +58,7 @@ class EngineWorker:
         self._backend = choose_backend()
         self._image_size = image_size
         self._paths: Sequence[bytes] = ()
+        self._encoded: list[Source] = []
         self._pixels: list[npt.NDArray[Any]] = []
         self._forward: Forward | None = None
         if n_threads == 1 and self._backend != "tensorflow":  # TensorFlow is told by its session
@@ -65,13 +78,19 @@ class EngineWorker:
         self._paths = paths
         size = GROUP_SIZE[self._kind]
         (prepared,) = (
-            images for _, images in prepare_groups([(0, paths[:size])], self._image_size, threads=1)
+            images for _, images in prepare_groups([(0, paths[:size])], self._image_size, threads=0)
         )
         usable = [image.pixels for image in prepared if image.pixels is not None]
         if not usable:
             reasons = sorted({image.error or "" for image in prepared})
             raise MeasurementError(f"none of the first {size} images can be used ({reasons[0]})")
         self._pixels = list(itertools.islice(itertools.cycle(usable), size))
+        readable = [
+            _InMemory(read_whole(path))
+            for path, image in zip(paths, prepared, strict=False)
+            if image.stage != "read"
+        ]
+        self._encoded = list(itertools.islice(itertools.cycle(readable), size))
         return len(usable)
 
     def load(self, backbone: str, weights: str, precision: str, maps: bool) -> float:
@@ -100,8 +119,14 @@ class EngineWorker:
         return self._timed(seconds, lambda paths: [read_whole(path) for path in paths])
 
     def decode(self, seconds: float) -> tuple[int, float]:
+        """Decode and resize what is in memory already."""
+        groups = ((None, self._encoded) for _ in self._groups(seconds))
+        return self._prepared(groups, lambda pixels: None)
+
+    def read_decode(self, seconds: float) -> tuple[int, float]:
         """Read, decode and resize files."""
-        return self._prepared(seconds, lambda pixels: None)
+        groups = ((None, paths) for paths in self._groups(seconds))
+        return self._prepared(groups, lambda pixels: None)
 
     def forward(self, seconds: float) -> tuple[int, float]:
         """Run the backbone over pixels in memory."""
@@ -109,7 +134,8 @@ class EngineWorker:
 
     def core(self, seconds: float) -> tuple[int, float]:
         """Run all of it, from files to features."""
-        return self._prepared(seconds, self._compute)
+        groups = ((None, paths) for paths in self._groups(seconds))
+        return self._prepared(groups, self._compute)
 
     def write(self, seconds: float, folder: str) -> tuple[int, float]:
         """Write features as Parquet; (0, 0) where there is no pyarrow."""
@@ -142,11 +168,13 @@ class EngineWorker:
         return n_images, time.perf_counter() - began
 
     def _prepared(
-        self, seconds: float, work: Callable[[list[npt.NDArray[Any]]], Any]
+        self,
+        groups: Iterable[tuple[None, Sequence[bytes | Source]]],
+        work: Callable[[list[npt.NDArray[Any]]], Any],
     ) -> tuple[int, float]:
         began, n_images = time.perf_counter(), 0
-        groups = ((None, paths) for paths in self._groups(seconds))
-        for _, images in prepare_groups(groups, self._image_size, threads=self._threads):
+        threads = self._threads if self._kind == "GPU" else 0
+        for _, images in prepare_groups(groups, self._image_size, threads=threads):
             pixels = [image.pixels for image in images if image.pixels is not None]
             if pixels:
                 work(pixels)

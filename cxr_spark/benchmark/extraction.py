@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.benchmark.images import ImageSet
-from cxr_spark.benchmark.rows import Row, marginal_rate, rate_row, ratio_row
+from cxr_spark.benchmark.rows import Row, marginal_rate, rate_row
 from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
 from cxr_spark.config import DatasetConfig, Experiment, SplitConfig
 from cxr_spark.extraction.job import ExtractionRequest, extract
@@ -100,11 +100,8 @@ def measure_extraction(
         rates.append(marginal_rate(quarter.n_images, quarter.total, whole.n_images, whole.total))
         wholes.append(whole)
     what = f"extraction, {name}, {images.name}"
-    rate = (
-        rate_row(what, rates)
-        if core_rate is None
-        else ratio_row(what, "the compute core", [(rate, core_rate) for rate in rates])
-    )
+    note = "" if core_rate is None else f"the compute core alone gave {core_rate:,.0f}"
+    rate = rate_row(what, rates, note=note)
     first = rate_row(
         f"first extraction, {name}, {images.name}", [warm_up.total], unit="s",
         note=f"of {warm_up.n_images} images: workers start and load graphs",

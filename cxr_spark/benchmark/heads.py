@@ -102,7 +102,7 @@ def _rows_per_s(read: Callable[[], None], n_rows: int) -> float:
 
 
 def measure_training(settings: Settings, folder: Path, features: Path | None) -> list[Row]:
-    """Measure epochs/s of the largest head against Keras' plain fit on the same maps.
+    """Measure images/s of epochs of the largest head against Keras' fit on the same maps.
 
     Each measurement is a process of its own: training makes TensorFlow deterministic for good,
     which would slow the other down.
@@ -130,11 +130,7 @@ def measure_training(settings: Settings, folder: Path, features: Path | None) ->
         pairs.append((rates[0], rates[1]))
     shape = "x".join(str(side) for side in maps.shape)
     note = f"{'generated' if features is None else 'stored'} maps {shape}"
-    return [
-        ratio_row(
-            f"training, {HEAD}", "Keras' fit", pairs, target=TRAINING, unit="epochs/s", note=note
-        )
-    ]
+    return [ratio_row(f"training, {HEAD}", "Keras' fit", pairs, target=TRAINING, note=note)]
 
 
 def _generated_maps() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
@@ -145,7 +141,7 @@ def _generated_maps() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]
 
 
 class HeadTrainer:
-    """Trains the head on maps, by our trainer or by plain Keras; returns epochs a second."""
+    """Trains the head on maps, by our trainer or by plain Keras; returns images a second."""
 
     def __init__(self, file: Path) -> None:
         """Read the maps; a tenth of the images are for validation, labels alternate."""
@@ -169,7 +165,7 @@ class HeadTrainer:
                 training=TrainingConfig(epochs=epochs), seed=0,
             ).seconds  # fmt: skip
 
-        return _epochs_per_s(seconds)
+        return self._images_per_s(seconds)
 
     def plain(self) -> float:
         """Train by ``keras.Model.fit`` on float32 maps in memory."""
@@ -192,9 +188,9 @@ class HeadTrainer:
             )  # fmt: skip
             return time.perf_counter() - began
 
-        return _epochs_per_s(seconds)
+        return self._images_per_s(seconds)
 
-
-def _epochs_per_s(seconds: Callable[[int], float]) -> float:
-    few, many = EPOCHS
-    return marginal_rate(few, seconds(few), many, seconds(many))
+    def _images_per_s(self, seconds: Callable[[int], float]) -> float:
+        few, many = EPOCHS
+        n_train = int((self._splits == "train").sum())
+        return marginal_rate(few * n_train, seconds(few), many * n_train, seconds(many))

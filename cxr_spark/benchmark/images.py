@@ -14,7 +14,7 @@ from cxr_spark.benchmark.settings import N_GENERATED, Settings
 from cxr_spark.dataset.listing import uri_to_path
 from cxr_spark.dataset.pack import is_pack
 from cxr_spark.dataset.phantoms import draw_phantom, name_phantoms
-from cxr_spark.dataset.root import list_images
+from cxr_spark.dataset.root import list_images, no_images
 
 # Distinct pictures of a kind; the other names are links to them, so that generating takes seconds.
 N_DISTINCT = 24
@@ -66,7 +66,7 @@ class ImageSet:
 def image_sets(settings: Settings, folder: Path) -> list[ImageSet]:
     """Return the images given, or generated ones of every kind in ``folder``."""
     if settings.images is not None:
-        return [find_images(settings.images, settings.limit, settings.images.name)]
+        return [find_images(settings.images, settings.limit, settings.images.resolve().name)]
     n_images = settings.limit or N_GENERATED
     sets = []
     for kind in KINDS:
@@ -77,13 +77,19 @@ def image_sets(settings: Settings, folder: Path) -> list[ImageSet]:
 
 
 def find_images(root: Path, limit: int | None, name: str) -> ImageSet:
-    """Return the images under ``root``, or an even sample of ``limit`` of them."""
+    """Return the images under ``root``, or an even sample of ``limit`` of them.
+
+    Raises:
+        UserError: there is none whose name can be used.
+    """
     packed = is_pack(root)
     found = [
         image.path.encode() if packed else uri_to_path(image.path)
         for image in list_images(str(root))
         if not image.problem
     ]
+    if not found:
+        raise no_images(str(root))
     n_wanted = min(limit or len(found), len(found))
     sample = [found[i * len(found) // n_wanted] for i in range(n_wanted)]
     return ImageSet(name, root, tuple(sample))

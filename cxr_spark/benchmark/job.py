@@ -29,6 +29,10 @@ def run_benchmark(given: dict[str, Any], jobs: Path) -> None:
     """
     settings = read_settings(given)
     choose_backend()
+    if not given["engine_only"]:
+        from cxr_spark.benchmark.ours import check_scratch
+
+        check_scratch()
     report = Report(settings)
     with tempfile.TemporaryDirectory(prefix="cxr_spark-bench-") as folder:
         sets = image_sets(settings, Path(folder))

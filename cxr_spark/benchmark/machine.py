@@ -36,15 +36,14 @@ def describe_machine() -> dict[str, Any]:
 def choose_backend() -> str:
     """Return Keras' backend: the one asked for, else the first that is installed.
 
-    Where nothing is asked for and tensorflow is missing, KERAS_BACKEND is set, as Keras would
-    import tensorflow all the same.
+    KERAS_BACKEND is set to it, or Keras would import tensorflow where it is missing, and follow a
+    ``keras.json`` that names another.
     """
     asked = os.environ.get("KERAS_BACKEND")
     if not asked:
         names = ("tensorflow", "jax", "torch")
         asked = next((name for name in names if importlib.util.find_spec(name)), names[0])
-        if asked != "tensorflow":
-            os.environ["KERAS_BACKEND"] = asked
+        os.environ["KERAS_BACKEND"] = asked
     return asked
 
 

@@ -13,6 +13,8 @@ from cxr_spark.backbones import BACKBONES, keras_home, weights_file
 from cxr_spark.benchmark.peers import run_process
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
+from cxr_spark.errors import UserError
+from cxr_spark.session_checks import is_local
 
 # What an application has for itself; the next one makes its own.
 _OWN = ("spark.app.", "spark.submit.", "spark.pyspark.", "spark.jars", "spark.files")
@@ -63,6 +65,23 @@ class Submitter:
             return run_process(command)[0]
         finally:
             shutil.rmtree(out, ignore_errors=True)
+
+
+def check_scratch() -> None:
+    """See to it that executors find what the benchmark draws and where it extracts to.
+
+    Raises:
+        UserError: they are of a cluster, and nothing says which folder is there on all nodes.
+    """
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()
+    master = SparkConf().get("spark.master") or "local[*]"
+    if not is_local(master) and not os.environ.get("TMPDIR"):
+        raise UserError(
+            f"Expected TMPDIR to be a folder that every node of {master} has mounted: images and "
+            "features lie there meanwhile. Received: none"
+        )
 
 
 def write_properties(file: Path) -> None:

@@ -41,12 +41,14 @@ class Peer:
     Attributes:
         program: takes --images, --backbone, --weights and --limit, and prints JSON with
             ``images_per_s``, over its work alone.
+        name_of_images: in the table.
         images: the image root.
         backbone: its name.
         weights: 'random', or a weights file.
     """
 
     program: Path
+    name_of_images: str
     images: Path
     backbone: str
     weights: str
@@ -84,11 +86,11 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
             (our_whole, (n_w, work_w, total_w)) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
             marginal.append(
                 (
-                    marginal_rate(n_q, our_quarter, n_w, our_whole),
+                    marginal_rate(quarter, our_quarter, n_images, our_whole),
                     marginal_rate(n_q, work_q, n_w, work_w),
                 )
             )
-            whole.append((n_w / our_whole, n_w / total_w))
+            whole.append((n_images / our_whole, n_w / total_w))
     except MeasurementError as error:
         return [failed_row(f"marginal, {what}", error)]
     measures: tuple[tuple[Measure, list[Pair]], ...] = (
@@ -111,7 +113,7 @@ def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Ro
         for k in range(repeat):
             log.info("peers: %s, pair %d of %d", _against(peer), k + 1, repeat)
             our_total, (n, _, total) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
-            pairs.append((n / our_total, n / total))
+            pairs.append((n_images / our_total, n / total))
     except MeasurementError as error:
         return [failed_row(f"whole process, {_against(peer)}", error)]
     target = find_target(peer.name, "whole process", peer.backbone)
@@ -119,7 +121,7 @@ def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Ro
 
 
 def _against(peer: Peer) -> str:
-    return f"{peer.backbone} against {peer.name}"
+    return f"{peer.backbone}, {peer.name_of_images} against {peer.name}"
 
 
 def _pair(
@@ -144,14 +146,23 @@ def run_peer(peer: Peer, n_images: int) -> tuple[int, float, float]:
             "--backbone", peer.backbone, "--weights", peer.weights, "--limit", str(n_images),
         ]
     )  # fmt: skip
-    try:
-        stated = json.loads(output.strip().splitlines()[-1])
-        n_done, rate = int(stated.get("images", n_images)), float(stated["images_per_s"])
-    except (IndexError, ValueError, KeyError, TypeError, AttributeError):
-        raise MeasurementError(f"{peer.program.name} printed no JSON with images_per_s") from None
+    stated = next(filter(None, map(_stated, reversed(output.splitlines()))), None)
+    if stated is None:
+        raise MeasurementError(f"{peer.program.name} printed no JSON with images_per_s")
+    rate, n_done = stated[0], n_images if stated[1] is None else stated[1]
     if not 0 < rate < float("inf") or n_done < 1:
         raise MeasurementError(f"{peer.program.name} printed {rate} images/s of {n_done} images")
     return n_done, n_done / rate, seconds
+
+
+def _stated(line: str) -> tuple[float, int | None] | None:
+    """Return the rate and the images that a line of a program's output states, if it does."""
+    try:
+        stated = json.loads(line)
+        n_images = stated.get("images")
+        return float(stated["images_per_s"]), None if n_images is None else int(n_images)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def run_process(

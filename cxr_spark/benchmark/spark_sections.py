@@ -56,9 +56,9 @@ def run_spark_sections(
     elif "training" in settings.sections:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
     if settings.peers is not None:  # with no session open, which would hold a cluster's cores
-        _run_peers(settings, settings.peers, sets[-1], Submitter(
-            jobs, properties, sets[-1].root, settings.weights, folder
-        ), add)  # fmt: skip
+        for images in sets:
+            submitter = Submitter(jobs, properties, images.root, settings.weights, folder)
+            _run_peers(settings, settings.peers, images, submitter, add)
 
 
 def _in_session(
@@ -114,6 +114,7 @@ def _run_peers(
     for program in find_programs(folder):
         is_grid = program.stem == GRID
         if is_grid and "grid" not in settings.sections:
+            add([failed_row(program.stem, "not run: add grid to --sections, which takes minutes")])
             continue
         for backbone in settings.backbones:
             try:
@@ -121,7 +122,7 @@ def _run_peers(
             except MeasurementError as error:
                 add([failed_row(f"{backbone} by {program.stem}", error)])
                 continue
-            peer = Peer(program, images.root, backbone, weights)
+            peer = Peer(program, images.name, images.root, backbone, weights)
             if is_grid:
                 ours = partial(submitter.grid, backbone)
                 add(measure_whole(peer, ours, n_images, settings.repeat))

@@ -98,10 +98,10 @@ def prepare_groups(
     Args:
         groups: (what it is known by, its files).
         image_size: (height, width) in pixels.
-        threads: how many decode. With one, this thread does it, when the group is asked for; with
-            more, they decode the next group while this one is computed.
+        threads: how many decode the next group while this one is computed; with none, this thread
+            decodes a group when it is asked for.
     """
-    if threads == 1:
+    if not threads:
         for group, paths in groups:
             yield group, [prepare(path, image_size) for path in paths]
         return

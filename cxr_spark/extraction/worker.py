@@ -124,7 +124,7 @@ def _extract(
     device: Device,
     columns: list[str],
 ) -> Iterator[pd.DataFrame]:
-    threads = placement.task_cpus if device.kind == "GPU" else 1
+    threads = placement.task_cpus if device.kind == "GPU" else 0
     forwards = [_forward(extraction, device, placement) for extraction in extractions]
     with PackReader() as packs:
         groups = ((rows, _sources(rows, packs)) for rows in frames)

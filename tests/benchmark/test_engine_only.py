@@ -47,7 +47,7 @@ def check(content: dict[str, Any], backend: str) -> None:
     assert content["machine"]["cores"] >= 1
     assert content["machine"]["device"]["backend"] == backend
     rows = {row["what"].split(",")[0]: row for row in content["rows"]}
-    assert {"read", "read and decode", "forward", "core"} <= set(rows)
+    assert {"read", "decode", "forward", "core"} <= set(rows)
     for row in rows.values():
         assert set(row) >= KEYS
         assert row["rate"] > 0, row

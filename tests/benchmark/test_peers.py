@@ -28,9 +28,10 @@ for flag in ("images", "backbone", "weights"):
 parser.add_argument("--limit", type=int, required=True)
 args = parser.parse_args()
 print("some words")
-print(json.dumps({"images_per_s": 1.0}))  # of a first part: the last line counts
+print(json.dumps({"images_per_s": 1.0}))  # of a first part: the last that states it counts
 work_s = 2.0 + args.limit / 50
 print(json.dumps({"images": args.limit, "images_per_s": args.limit / work_s}))
+print("done")
 """
 BROKEN = {
     "fails": ("import sys; print('first', file=sys.stderr); sys.exit('out of luck')", "of luck"),
@@ -45,7 +46,7 @@ BROKEN = {
 def peer(folder: Path, name: str, source: str) -> Peer:
     program = folder / f"{name}.py"
     program.write_text(source)
-    return Peer(program, folder, "MobileNetV3Small", "random")
+    return Peer(program, "phantoms", folder, "MobileNetV3Small", "random")
 
 
 def ours(n_images: int) -> float:

@@ -62,4 +62,7 @@ def test_a_backbone_with_a_target_of_its_own_has_that_one() -> None:
     assert find_target("ceiling", "marginal", "Xception") == 0.90
     assert find_target("ceiling", "whole process", "Xception") is None
     assert find_target("unknown", "marginal", "Xception") is None
+    assert find_target("keras_loop", "marginal", "Xception") is None
+    assert find_target("paper_grid", "whole process", "MobileNetV3Small") == 2.5
+    assert find_target("paper_grid", "whole process", "ResNet50") == 5.0
     assert len({(t.program, t.measure, t.backbone) for t in TARGETS}) == len(TARGETS)

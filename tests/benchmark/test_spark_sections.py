@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cxr_spark.benchmark import extraction, spark_sections
-from cxr_spark.benchmark.extraction import Timed, load, timed_extract
-from cxr_spark.benchmark.heads import measure_reader
+from cxr_spark.benchmark.extraction import Timed
 from cxr_spark.benchmark.images import ImageSet, find_images
 from cxr_spark.benchmark.ours import write_properties
 from cxr_spark.benchmark.rows import Row
 from cxr_spark.benchmark.settings import Settings
-from tests.benchmark.test_peers import settings
+from tests.benchmark.test_peers import WORKING, settings
+from tests.test_jobs import submit
 
 
 @pytest.fixture
@@ -22,21 +23,36 @@ def images(phantoms: Path) -> ImageSet:
     return find_images(phantoms, 40, "phantoms")
 
 
-def test_extraction_is_timed_and_its_features_are_read(
-    spark: Any, images: ImageSet, tmp_path: Path
-) -> None:
-    asked = settings(repeat=1, feature_maps=True)
-    backbone, loading = load(asked, "MobileNetV3Small", images, tmp_path)
-    assert loading.unit == "s"
-    timed = timed_extract(spark, asked, images, backbone, tmp_path, 40)
-    assert timed.n_images == 40
-    assert 0 < timed.listing < timed.total
-    assert 0 <= timed.commit < timed.total
-    pooled, maps = measure_reader(asked, tmp_path / "whole")
-    for row in (pooled, maps):
-        assert row.unit == "rows/s"
-        assert row.ratio is not None
-        assert row.ratio > 0
+def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path) -> None:
+    """Of so few images that no marginal rate may follow; what was found is a row all the same."""
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "other.py").write_text(WORKING)
+    out = tmp_path / "bench.json"
+    done = submit(
+        "jobs/benchmark.py", "--images", str(phantoms), "--limit", "40", "--repeat", "1",
+        "--sections", "reader,training", "--feature-maps",
+        "--peers", str(tmp_path / "peers"), "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    content = json.loads(out.read_text())
+    assert content["complete"] is True
+    rows = {row["what"]: row for row in content["rows"]}
+    assert {
+        "reader, pooled, MobileNetV3Small",
+        "reader, feature_map, MobileNetV3Small",
+        "training, fc1024",
+        "marginal, MobileNetV3Small, phantoms against other",
+    } <= set(rows), rows
+    for what in ("reader, feature_map, MobileNetV3Small", "training, fc1024"):
+        assert rows[what]["ratio"] > 0
+    assert rows["training, fc1024"]["note"] == "stored maps 40x7x7x576"
+    assert rows["reader, pooled, MobileNetV3Small"]["unit"] == "rows/s"
+
+
+def test_on_a_cluster_a_folder_for_all_nodes_must_be_named() -> None:
+    done = submit("jobs/benchmark.py", "--limit", "8", master="spark://127.0.0.1:1", TMPDIR="")
+    assert done.returncode == 2, done.stdout[-3000:]
+    assert "error: Expected TMPDIR to be a folder that every node" in done.stdout
 
 
 def test_the_marginal_rate_and_the_fixed_part_add_up(
@@ -59,7 +75,7 @@ def test_the_marginal_rate_and_the_fixed_part_add_up(
         spark, settings(), images, backbone, tmp_path, core_rate=25.0
     )
     assert rate.rate == pytest.approx(20.0)
-    assert rate.ratio == pytest.approx(0.8)
+    assert rate.note == "the compute core alone gave 25"
     assert first.rate == pytest.approx(5.0)
     assert fixed.rate == pytest.approx(3.0)
     assert fixed.note.startswith("listing 1.00 s, commit 0.50 s")

@@ -75,7 +75,7 @@ def test_a_file_that_grows_while_it_is_read_is_an_error_to_be_tried_again(
     assert (image.stage, image.error) == ("read", "the file changed while it was read")
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [0, 1, 3])
 def test_groups_come_in_their_order_with_their_failures(files: list[bytes], threads: int) -> None:
     groups = [("a", files[:4]), ("b", []), ("c", files[4:])]
     prepared = list(prepare_groups(iter(groups), (20, 30), threads=threads))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from cxr_spark.backbones import load_backbone
+from cxr_spark.engine import pipeline
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.forward import feature_function
 from cxr_spark.engine.frozen import freeze
@@ -56,3 +58,64 @@ def test_a_warm_worker_has_every_graph_before_its_first_image(extraction: Extrac
     (passed,) = worker.make_warmer([extraction], Placement())([rows])
     assert passed is rows
     assert list(worker._forwards) == [(extraction.graph_file, Device("CPU"))]
+
+
+def test_for_a_gpu_threads_decode_ahead_and_another_computes_whole_batches(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is pretended: only the device's kind and the network are not real."""
+    computed: list[tuple[tuple[int, ...], str, str]] = []
+    decoded: dict[bytes, str] = {}
+    prepare = pipeline.prepare
+
+    def noted(source, image_size):
+        image = prepare(source, image_size)
+        decoded[image.pixels_digest] = threading.current_thread().name
+        return image
+
+    def forward(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        computed.append((batch.shape, batch.dtype.name, threading.current_thread().name))
+        pooled = batch.reshape(len(batch), -1).astype(np.float32)
+        return (pooled[:, ::512] + np.arange(8, dtype=np.float32),)
+
+    monkeypatch.setattr(pipeline, "prepare", noted)
+    monkeypatch.setattr(worker, "_load_forward", lambda *_: forward)
+    identity = Identity("MobileNetV3Small", "d" * 64, "none", SIZE)
+    extraction = Extraction(identity, "graph", "grey", ("pooled",))
+    rows = as_manifest(sorted(phantoms.rglob("*.jpeg")))
+    found = {}
+    for device in (Device("GPU", 0, "0"), Device("CPU")):
+        monkeypatch.setattr(worker, "_forwards", {})
+        monkeypatch.setattr(worker, "task_device", lambda _, device=device: device)
+        extract = worker.make_extractor(
+            [extraction], SIZE, Placement(task_cpus=2), feature_maps=False
+        )
+        decoded.clear()
+        computed.clear()
+        found[device.kind] = pd.concat(extract([rows[:50], rows[50:]]), ignore_index=True)
+        here = threading.current_thread().name
+        if device.kind == "CPU":
+            assert {thread for *_, thread in computed} == {here} == set(decoded.values())
+            continue
+        assert [(shape, kind) for shape, kind, _ in computed] == [((128, *SIZE, 1), "uint8")] * 2
+        (computing,) = {thread for *_, thread in computed}
+        assert computing != here
+        assert {here, computing}.isdisjoint(decoded.values())
+    pd.testing.assert_frame_equal(found["GPU"], found["CPU"])
+    assert found["GPU"]["image_id"].tolist() == rows["image_id"].tolist()
+
+
+def as_manifest(files: list[Path]) -> pd.DataFrame:
+    """Return the manifest's rows of some files."""
+    status = [file.stat() for file in files]
+    return pd.DataFrame(
+        {
+            "image_id": [file.name for file in files],
+            "path": [file.as_uri() for file in files],
+            "length": [found.st_size for found in status],
+            "modified": pd.to_datetime([found.st_mtime_ns // 1000 for found in status], unit="us"),
+            "patient_id": None,
+            "finding": "NORMAL",
+            "official_split": None,
+        }
+    )
