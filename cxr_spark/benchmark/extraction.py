@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cxr_spark.benchmark.images import ImageSet
 from cxr_spark.benchmark.rows import Row, marginal_rate, rate_row
-from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
+from cxr_spark.benchmark.settings import IMAGE_SIZE, N_WARM_UP, Settings
 from cxr_spark.config import DatasetConfig, Experiment, SplitConfig
 from cxr_spark.extraction.job import ExtractionRequest, extract
 from cxr_spark.extraction.load import LoadedBackbone, load_backbones
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
-
-# The warm-up starts every worker and loads its graph, which a longer run does only once.
-N_WARM_UP = 64
 
 
 @dataclass(frozen=True)

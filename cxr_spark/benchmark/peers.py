@@ -20,6 +20,7 @@ from cxr_spark.benchmark.rows import (
     marginal_rate,
     ratio_row,
 )
+from cxr_spark.benchmark.settings import N_WARM_UP
 from cxr_spark.benchmark.targets import Measure, find_target
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
     what = _against(peer)
     quarter, marginal, whole = n_images // 4, list[Pair](), list[Pair]()
     try:
+        ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
         for k in range(repeat):
             log.info("peers: %s, pair %d of %d", what, k + 1, repeat)
             # Whoever goes first changes, so that a drift within pairs favours neither.

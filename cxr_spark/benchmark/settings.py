@@ -19,6 +19,9 @@ BY_DEFAULT = ("engine", "extraction", "training", "reader")
 # So many generated images: the marginal rate is that of three quarters of them.
 N_GENERATED = 1600
 IMAGE_SIZE = (224, 224)
+# A run of so few comes first: it freezes the backbone for all later processes, and starts what a
+# session starts only once.
+N_WARM_UP = 64
 
 
 @dataclass(frozen=True)
