@@ -1,9 +1,10 @@
 """What is killed, filled or interrupted costs time, and nothing else.
 
-On a standalone cluster of processes of their own. By default a worker, a node and the driver are
-killed once and one run is interrupted; with CXR_FAULTS=full (make test-faults) kills are tried ten
-times, spread over the undisturbed run, and all else is tried as well. What is left out by default
-is tried in one process by tests/extraction/test_resume.py.
+On a standalone cluster of processes of their own. By default a worker, a node with its executor,
+the driver and training are killed once and one run is interrupted; with CXR_FAULTS=full (make
+test-faults) kills are tried ten times, spread over the undisturbed run, and all else is tried as
+well: two runs on one folder and a full disk, which tests/extraction/test_resume.py tries by default
+in one process, and an executor that is killed alone.
 """
 
 from __future__ import annotations

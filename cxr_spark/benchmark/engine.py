@@ -102,11 +102,11 @@ class _Section:
         )
         self.processes.ask("core", 0.0)  # the first group compiles
         self.processes.ask("forward", 0.0)
+        # A GPU waits for whatever is slower; a core does one after the other.
+        prepared = "decode" if self._on_gpu else "read_decode"
         forwards, pairs = [], []
         for _ in range(settings.repeat):
-            decode, forward, core = (
-                self._rate(stage) for stage in ("read_decode", "forward", "core")
-            )
+            decode, forward, core = (self._rate(stage) for stage in (prepared, "forward", "core"))
             forwards.append(forward)
             alone = 1 / (1 / decode + 1 / forward)
             pairs.append((core, min(decode, forward) if self._on_gpu else alone))
@@ -118,7 +118,7 @@ class _Section:
         self._add(
             ratio_row(
                 f"core, {what}, {images.name}",
-                "the slower of reading with decoding, and forward, alone" if self._on_gpu
+                "the slower of decoding and forward alone" if self._on_gpu
                 else "reading with decoding, and forward, alone, one after the other",
                 pairs,
                 target=CORE_ON_GPU if self._on_gpu and used else None,

@@ -74,20 +74,20 @@ class EngineWorker:
         return {"backend": self._backend, "kind": self._kind, "name": name}
 
     def use_images(self, paths: Sequence[bytes]) -> int:
-        """Take a share of the images; return how many of its first group can be used."""
+        """Take a share of the images; return how many of a group's even sample can be used."""
         self._paths = paths
         size = GROUP_SIZE[self._kind]
-        (prepared,) = (
-            images for _, images in prepare_groups([(0, paths[:size])], self._image_size, threads=0)
-        )
+        n_kept = min(size, len(paths))
+        kept = [paths[i * len(paths) // n_kept] for i in range(n_kept)]
+        ((_, prepared),) = prepare_groups([(None, kept)], self._image_size, threads=0)
         usable = [image.pixels for image in prepared if image.pixels is not None]
         if not usable:
             reasons = sorted({image.error or "" for image in prepared})
-            raise MeasurementError(f"none of the first {size} images can be used ({reasons[0]})")
+            raise MeasurementError(f"none of {n_kept} images can be used ({reasons[0]})")
         self._pixels = list(itertools.islice(itertools.cycle(usable), size))
         readable = [
             _InMemory(read_whole(path))
-            for path, image in zip(paths, prepared, strict=False)
+            for path, image in zip(kept, prepared, strict=True)
             if image.stage != "read"
         ]
         self._encoded = list(itertools.islice(itertools.cycle(readable), size))
@@ -120,13 +120,11 @@ class EngineWorker:
 
     def decode(self, seconds: float) -> tuple[int, float]:
         """Decode and resize what is in memory already."""
-        groups = ((None, self._encoded) for _ in self._groups(seconds))
-        return self._prepared(groups, lambda pixels: None)
+        return self._prepared((self._encoded for _ in self._groups(seconds)), lambda pixels: None)
 
     def read_decode(self, seconds: float) -> tuple[int, float]:
         """Read, decode and resize files."""
-        groups = ((None, paths) for paths in self._groups(seconds))
-        return self._prepared(groups, lambda pixels: None)
+        return self._prepared(self._groups(seconds), lambda pixels: None)
 
     def forward(self, seconds: float) -> tuple[int, float]:
         """Run the backbone over pixels in memory."""
@@ -134,8 +132,7 @@ class EngineWorker:
 
     def core(self, seconds: float) -> tuple[int, float]:
         """Run all of it, from files to features."""
-        groups = ((None, paths) for paths in self._groups(seconds))
-        return self._prepared(groups, self._compute)
+        return self._prepared(self._groups(seconds), self._compute)
 
     def write(self, seconds: float, folder: str) -> tuple[int, float]:
         """Write features as Parquet; (0, 0) where there is no pyarrow."""
@@ -169,12 +166,13 @@ class EngineWorker:
 
     def _prepared(
         self,
-        groups: Iterable[tuple[None, Sequence[bytes | Source]]],
+        groups: Iterable[Sequence[bytes | Source]],
         work: Callable[[list[npt.NDArray[Any]]], Any],
     ) -> tuple[int, float]:
         began, n_images = time.perf_counter(), 0
         threads = self._threads if self._kind == "GPU" else 0
-        for _, images in prepare_groups(groups, self._image_size, threads=threads):
+        named = ((None, group) for group in groups)
+        for _, images in prepare_groups(named, self._image_size, threads=threads):
             pixels = [image.pixels for image in images if image.pixels is not None]
             if pixels:
                 work(pixels)

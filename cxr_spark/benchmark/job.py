@@ -29,7 +29,7 @@ def run_benchmark(given: dict[str, Any], jobs: Path) -> None:
     """
     settings = read_settings(given)
     choose_backend()
-    if not given["engine_only"]:
+    if settings.shares_files:
         from cxr_spark.benchmark.ours import check_scratch
 
         check_scratch()

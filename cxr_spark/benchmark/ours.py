@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,12 @@ def check_scratch() -> None:
 
     SparkContext._ensure_initialized()
     master = SparkConf().get("spark.master") or "local[*]"
-    if not is_local(master) and not os.environ.get("TMPDIR"):
+    named = os.environ.get("TMPDIR", "")
+    # Python passes over a TMPDIR that it cannot write to.
+    if not is_local(master) and (not named or Path(named) != Path(tempfile.gettempdir())):
         raise UserError(
             f"Expected TMPDIR to be a folder that every node of {master} has mounted: images and "
-            "features lie there meanwhile. Received: none"
+            f"features lie there meanwhile. Received: {named or 'none'}"
         )
 
 

@@ -112,6 +112,7 @@ def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Ro
     """Return the row of whole processes alone, of programs that take minutes."""
     pairs = []
     try:
+        ours(min(N_WARM_UP, n_images))
         for k in range(repeat):
             log.info("peers: %s, pair %d of %d", _against(peer), k + 1, repeat)
             our_total, (n, _, total) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
@@ -163,7 +164,7 @@ def _stated(line: str) -> tuple[float, int | None] | None:
         stated = json.loads(line)
         n_images = stated.get("images")
         return float(stated["images_per_s"]), None if n_images is None else int(n_images)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -50,6 +50,13 @@ class Settings:
     feature_maps: bool
     sections: tuple[str, ...]
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether executors read images, and write features, in a folder of the driver's."""
+        in_session = bool({"extraction", "reader"} & set(self.sections))
+        with_maps = self.feature_maps and "training" in self.sections
+        return in_session or with_maps or self.peers is not None
+
 
 def read_settings(given: dict[str, Any]) -> Settings:
     """Return the settings that flags make; None where not given.

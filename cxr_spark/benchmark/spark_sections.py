@@ -56,9 +56,13 @@ def run_spark_sections(
     elif "training" in settings.sections:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
     if settings.peers is not None:  # with no session open, which would hold a cluster's cores
+        programs = find_programs(settings.peers)
+        if "grid" not in settings.sections and any(p.stem == GRID for p in programs):
+            programs = [program for program in programs if program.stem != GRID]
+            add([failed_row(GRID, "not run: add grid to --sections, which takes minutes")])
         for images in sets:
             submitter = Submitter(jobs, properties, images.root, settings.weights, folder)
-            _run_peers(settings, settings.peers, images, submitter, add)
+            _run_peers(settings, programs, images, submitter, add)
 
 
 def _in_session(
@@ -108,14 +112,14 @@ def _measure_backbone(
 
 
 def _run_peers(
-    settings: Settings, folder: Path, images: ImageSet, submitter: Submitter, add: Add
+    settings: Settings,
+    programs: Sequence[Path],
+    images: ImageSet,
+    submitter: Submitter,
+    add: Add,
 ) -> None:
     n_images = len(images.paths)
-    for program in find_programs(folder):
-        is_grid = program.stem == GRID
-        if is_grid and "grid" not in settings.sections:
-            add([failed_row(program.stem, "not run: add grid to --sections, which takes minutes")])
-            continue
+    for program in programs:
         for backbone in settings.backbones:
             try:
                 weights = peer_weights(settings, backbone)
@@ -123,12 +127,12 @@ def _run_peers(
                 add([failed_row(f"{backbone} by {program.stem}", error)])
                 continue
             peer = Peer(program, images.name, images.root, backbone, weights)
-            if is_grid:
-                ours = partial(submitter.grid, backbone)
-                add(measure_whole(peer, ours, n_images, settings.repeat))
+            if program.stem == GRID:
+                measure = partial(measure_whole, peer, partial(submitter.grid, backbone))
             else:
-                ours = partial(submitter.extract, backbone)
-                add(measure_peer(peer, ours, n_images, settings.repeat))
+                measure = partial(measure_peer, peer, partial(submitter.extract, backbone))
+            what = f"{backbone} by {program.stem}"
+            add(_rows(what, partial(measure, n_images, settings.repeat)))
 
 
 def _rows(what: str, measure: Callable[[], list[Row]]) -> list[Row]:

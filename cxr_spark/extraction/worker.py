@@ -110,7 +110,9 @@ def make_warmer(extractions: list[Extraction], placement: Placement) -> Extracto
         for extraction in extractions:
             forward = _forward(extraction, device, placement)
             batch = (BATCH_SIZE[device.kind], *extraction.identity.image_size, 1)
-            forward(np.zeros(batch, np.uint8))  # what is made of the first batch alone
+            # What is made of the first batch alone: for a GPU, XLA compiles each kind of pixels.
+            for dtype in (np.uint8, np.float32) if device.kind == "GPU" else (np.uint8,):
+                forward(np.zeros(batch, dtype))
         yield from frames
 
     return warm

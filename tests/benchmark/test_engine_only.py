@@ -78,7 +78,7 @@ def test_images_that_cannot_be_used_are_a_line_and_no_number(tmp_path: Path) -> 
         (tmp_path / "images" / f"{i}.png").write_bytes(b"no image")
     (row,) = run_engine(tmp_path, "tensorflow", tmp_path / "images")["rows"]
     assert row["rate"] is None
-    assert "none of the first" in row["note"]
+    assert "none of 4 images can be used" in row["note"]
 
 
 @pytest.mark.parametrize(

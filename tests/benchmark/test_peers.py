@@ -39,6 +39,7 @@ BROKEN = {
     "wordy": ("print('done')", "no JSON with images_per_s"),
     "other": ("print('{\"rate\": 3}')", "no JSON with images_per_s"),
     "zero": ("print('{\"images_per_s\": 0}')", "0.0 images/s"),
+    "endless": ('print(\'{"images": Infinity, "images_per_s": 3}\')', "no JSON"),
     "nan": ("print('{\"images_per_s\": NaN}')", "nan images/s"),
 }
 

@@ -49,8 +49,9 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     assert rows["reader, pooled, MobileNetV3Small"]["unit"] == "rows/s"
 
 
-def test_on_a_cluster_a_folder_for_all_nodes_must_be_named() -> None:
-    done = submit("jobs/benchmark.py", "--limit", "8", master="spark://127.0.0.1:1", TMPDIR="")
+@pytest.mark.parametrize("named", ["", "/nowhere"])
+def test_on_a_cluster_a_folder_for_all_nodes_must_be_named(named: str) -> None:
+    done = submit("jobs/benchmark.py", "--limit", "8", master="spark://127.0.0.1:1", TMPDIR=named)
     assert done.returncode == 2, done.stdout[-3000:]
     assert "error: Expected TMPDIR to be a folder that every node" in done.stdout
 

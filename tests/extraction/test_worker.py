@@ -68,12 +68,21 @@ def test_for_a_gpu_threads_decode_ahead_and_another_computes_whole_batches(
     decoded: dict[bytes, str] = {}
     prepare = pipeline.prepare
 
+    seconds_begun, two = threading.Event(), threading.Barrier(2, timeout=10)
+    seconds = {file.read_bytes() for file in sorted(phantoms.rglob("*.jpeg"))[50:]}
+
     def noted(source, image_size):
+        if threading.current_thread().name.startswith("ThreadPoolExecutor"):
+            two.wait()  # as many threads as the task has cores
+        if source.read() in seconds:
+            seconds_begun.set()
         image = prepare(source, image_size)
         decoded[image.pixels_digest] = threading.current_thread().name
         return image
 
     def forward(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        if len(batch) == 128:
+            assert seconds_begun.wait(10), "the second group is decoded while the first is computed"
         computed.append((batch.shape, batch.dtype.name, threading.current_thread().name))
         pooled = batch.reshape(len(batch), -1).astype(np.float32)
         return (pooled[:, ::512] + np.arange(8, dtype=np.float32),)
