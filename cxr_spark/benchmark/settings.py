@@ -51,11 +51,10 @@ class Settings:
     sections: tuple[str, ...]
 
     @property
-    def shares_files(self) -> bool:
-        """Whether executors read images, and write features, in a folder of the driver's."""
-        in_session = bool({"extraction", "reader"} & set(self.sections))
+    def extracts(self) -> bool:
+        """Whether a section extracts features in the session of this driver."""
         with_maps = self.feature_maps and "training" in self.sections
-        return in_session or with_maps or self.peers is not None
+        return with_maps or bool({"extraction", "reader"} & set(self.sections))
 
 
 def read_settings(given: dict[str, Any]) -> Settings:

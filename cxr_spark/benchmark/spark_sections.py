@@ -49,9 +49,7 @@ def run_spark_sections(
     properties = folder / "spark.conf"
     if settings.peers is not None:
         write_properties(properties)
-    if {"extraction", "reader"} & set(settings.sections) or (
-        "training" in settings.sections and settings.feature_maps
-    ):
+    if settings.extracts:
         _in_session(settings, sets, folder, core_rates, add)
     elif "training" in settings.sections:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
