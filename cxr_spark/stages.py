@@ -53,7 +53,7 @@ def run_extract(experiment: Experiment) -> None:
     """Extract the features of the experiment's images into its features folder."""
     images, features = _required(experiment, "images"), _required(experiment, "features")
     _check_images(experiment, images)
-    with _starting(experiment, images, features, experiment.feature_maps) as (spark, backbones):
+    with _starting(experiment, features, experiment.feature_maps) as (spark, backbones):
         _extract(spark, experiment, images, features, backbones, experiment.feature_maps)
 
 
@@ -312,8 +312,9 @@ def _grid(experiment: Experiment, run: Path, command: str) -> None:
     _check_grid_images(experiment)
     given = None if experiment.images is None else Path(experiment.images)
     with ExitStack() as stack:
-        spark, backbones = stack.enter_context(_starting(experiment, given, features, maps))
-        if not experiment.overwrite:
+        spark, backbones = stack.enter_context(_starting(experiment, features, maps))
+        # Executors are still to settle a lower precision, and with it the fingerprint.
+        if not experiment.overwrite and experiment.precision == "float32":
             check_same_features(run, {backbone.identity.fingerprint for backbone in backbones()})
         images = _draw_phantoms(experiment, run) if given is None else given
         began = time.monotonic()
@@ -375,7 +376,7 @@ def _check_grid_images(experiment: Experiment) -> None:
 
 @contextmanager
 def _starting(
-    experiment: Experiment, images: Path | None, features: Path, feature_maps: bool
+    experiment: Experiment, features: Path, feature_maps: bool
 ) -> Iterator[tuple[SparkSession, Backbones]]:
     """Yield the session, and a function that waits for the backbones, which load while it opens."""
     from cxr_spark.backbones import find_weights
@@ -395,7 +396,7 @@ def _starting(
         stopped = Event()
 
         def load() -> list[LoadedBackbone]:
-            backbones = load_backbones(experiment, images, Path(folder), feature_maps=feature_maps)
+            backbones = load_backbones(experiment, Path(folder), feature_maps=feature_maps)
             return list(itertools.takewhile(lambda _: not stopped.is_set(), backbones))
 
         name = f"cxr_spark extract {experiment.name}"

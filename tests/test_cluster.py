@@ -247,6 +247,6 @@ def test_each_task_computes_on_the_gpu_that_spark_gave_it(
     assert_same(rows, reference[0])
     said = "".join(file.read_text() for file in (tmp_path / "work-0").rglob("stderr"))
     for address in ("0", "1"):
-        assert f"on /CPU:{address} (GPU {address} of Spark)" in said
+        assert f"on /CPU:{address} (GPU {address} of Spark), float32, batches of 128" in said
     by_worker = re.findall(r"on /CPU:(\d) .*process (\d+),", said)
     assert len(by_worker) == len(set(by_worker)), "a model was loaded twice for one address"

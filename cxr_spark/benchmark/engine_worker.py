@@ -6,11 +6,11 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.backbones import load_backbone
@@ -23,7 +23,13 @@ from cxr_spark.engine.forward import (
     compile_forward,
     precision_loss,
 )
-from cxr_spark.engine.pipeline import BATCH_SIZE, Source, prepare_groups, run_batches
+from cxr_spark.engine.pipeline import (
+    BATCH_SIZE,
+    Source,
+    make_batches,
+    prepare_groups,
+    run_batches,
+)
 from cxr_spark.extraction.store import stored_features
 from cxr_spark.files import read_whole
 
@@ -68,6 +74,10 @@ class EngineWorker:
         self._threads = n_threads
         self._kind = "CPU"
 
+    @property
+    def _on_gpu(self) -> bool:
+        return self._kind == "GPU"
+
     def probe(self) -> dict[str, str]:
         """Return the backend, the kind of device that it computes on, and the device's name."""
         self._kind, name = _find_device(self._backend)
@@ -103,11 +113,15 @@ class EngineWorker:
         self._forward = compiled(precision)
         if precision == "float32":
             return 0.0
-        grey = np.stack(self._pixels[:IMAGES_COMPARED]).astype(np.float32)[..., None]
-        return precision_loss(compiled("float32"), self._forward, grey)
+        pixels, batch_size = self._pixels[:IMAGES_COMPARED], BATCH_SIZE[self._kind]
+        exact, lower = (
+            run_batches(forward, pixels, batch_size, on_gpu=self._on_gpu)
+            for forward in (compiled("float32"), self._forward)
+        )
+        return precision_loss(exact, lower)
 
     def _compile(self, model: Any, backbone: str, precision: str, maps: bool) -> Forward:
-        device = CPU if self._kind == "CPU" else Device("GPU")
+        device = Device("GPU") if self._on_gpu else CPU
         threads = self._threads if device is CPU else 0
         return compile_forward(
             model, backbone, "none", feature_maps=maps, precision=precision, device=device,
@@ -115,8 +129,11 @@ class EngineWorker:
         )  # fmt: skip
 
     def read(self, seconds: float) -> tuple[int, float]:
-        """Read files."""
-        return self._timed(seconds, lambda paths: [read_whole(path) for path in paths])
+        """Read files, on a GPU machine by as many threads as decode."""
+        if not self._on_gpu:
+            return self._timed(seconds, lambda paths: [read_whole(path) for path in paths])
+        with ThreadPoolExecutor(self._threads) as pool:
+            return self._timed(seconds, lambda paths: list(pool.map(read_whole, paths)))
 
     def decode(self, seconds: float) -> tuple[int, float]:
         """Decode and resize what is in memory already."""
@@ -127,8 +144,11 @@ class EngineWorker:
         return self._prepared(self._groups(seconds), lambda pixels: None)
 
     def forward(self, seconds: float) -> tuple[int, float]:
-        """Run the backbone over pixels in memory."""
-        return self._timed(seconds, lambda paths: self._compute(self._pixels))
+        """Run the backbone over batches that are ready."""
+        assert self._forward is not None, "load comes first"
+        batch_size, forward = BATCH_SIZE[self._kind], self._forward
+        ready = [batch for _, batch in make_batches(self._pixels, batch_size, padded=False)]
+        return self._timed(seconds, lambda paths: [forward(batch) for batch in ready])
 
     def core(self, seconds: float) -> tuple[int, float]:
         """Run all of it, from files to features."""
@@ -147,7 +167,7 @@ class EngineWorker:
 
     def _compute(self, pixels: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
         assert self._forward is not None, "load comes first"
-        return run_batches(self._forward, pixels, BATCH_SIZE[self._kind])
+        return run_batches(self._forward, pixels, BATCH_SIZE[self._kind], on_gpu=self._on_gpu)
 
     def _groups(self, seconds: float) -> Iterator[Sequence[bytes]]:
         """Yield groups of paths, round and round, until the time is over."""
@@ -170,7 +190,7 @@ class EngineWorker:
         work: Callable[[list[npt.NDArray[Any]]], Any],
     ) -> tuple[int, float]:
         began, n_images = time.perf_counter(), 0
-        threads = self._threads if self._kind == "GPU" else 0
+        threads = self._threads if self._on_gpu else 0
         named = ((None, group) for group in groups)
         for _, images in prepare_groups(named, self._image_size, threads=threads):
             pixels = [image.pixels for image in images if image.pixels is not None]

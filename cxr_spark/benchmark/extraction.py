@@ -41,15 +41,12 @@ class Timed:
     commit: float
 
 
-def load(
-    settings: Settings, backbone: str, images: ImageSet, folder: Path
-) -> tuple[LoadedBackbone, Row]:
+def load(settings: Settings, backbone: str, folder: Path) -> tuple[LoadedBackbone, Row]:
     """Load one backbone as the jobs do, and return it with the row of its seconds."""
     began = time.perf_counter()
     (loaded,) = load_backbones(
-        make_experiment(settings, backbone, None), images.root, folder,
-        feature_maps=settings.feature_maps,
-    )  # fmt: skip
+        make_experiment(settings, backbone, None), folder, feature_maps=settings.feature_maps
+    )
     return loaded, rate_row(
         f"loading {backbone} on the driver", [time.perf_counter() - began], unit="s"
     )

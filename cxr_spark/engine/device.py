@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Set on executors (spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1), the GPUs that Spark hands out are
-# logical devices of the processor, so that placement can be tried on a cluster without GPUs.
+# logical devices of the processor, so that all that is done for GPUs can be tried without one.
 PRETEND = "CXR_SPARK_PRETEND_GPUS"
 
 
@@ -24,16 +24,18 @@ class Device:
         kind: 'GPU' or 'CPU'.
         index: among the devices of that kind that the process sees.
         address: what Spark calls the GPU; empty for the processor.
+        pretended: whether it is a logical device of the processor that is treated as a GPU.
     """
 
     kind: Literal["CPU", "GPU"]
     index: int = 0
     address: str = ""
+    pretended: bool = False
 
     @property
     def name(self) -> str:
         """TensorFlow's name, such as ``/GPU:0``."""
-        return f"/{self.kind}:{self.index}"
+        return f"/{'CPU' if self.pretended else self.kind}:{self.index}"
 
 
 CPU = Device("CPU")
@@ -62,7 +64,7 @@ def choose_device(addresses: Sequence[str], *, one_an_executor: bool) -> Device:
         )
     (address,) = addresses
     if os.environ.get(PRETEND):
-        return Device("CPU", int(address), address)
+        return Device("GPU", int(address), address, pretended=True)
     if one_an_executor:
         os.environ["CUDA_VISIBLE_DEVICES"] = address
         return Device("GPU", 0, address)

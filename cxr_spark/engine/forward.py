@@ -95,7 +95,7 @@ def compile_forward(
     """Return ``feature_function`` compiled for the backend that Keras uses.
 
     TensorFlow runs it on ``device`` with ``threads``, as ``load_graph`` does; JAX and PyTorch
-    choose the device themselves.
+    choose the device themselves. Float32 is that of processors, with no TensorFloat-32.
 
     The result takes uint8 or float32 pixels of shape (n_images, height, width, 1) and returns
     NumPy arrays. Each new number of images is compiled anew: keep to one.
@@ -111,20 +111,25 @@ def compile_forward(
 
         return load_graph(freeze(features, model.input_shape[1:3]), device, threads=threads)
     if backend == "jax":
-        return _compile_jax(network, features)
+        return _compile_jax(network, features, precision)
     if backend == "torch":
         return _compile_torch(features)
     raise RuntimeError(f"expected Keras' backend tensorflow, jax or torch, found {backend}")
 
 
-def _compile_jax(network: Any, features: Callable[[Any], tuple[Any, ...]]) -> Forward:
+def _compile_jax(
+    network: Any, features: Callable[[Any], tuple[Any, ...]], precision: str
+) -> Forward:
     import jax
     import keras
 
     variables = network.variables
 
     def stateless(values: list[Any], grey: Any) -> tuple[Any, ...]:
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+        with (
+            jax.default_matmul_precision("highest" if precision == "float32" else "default"),
+            keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))),
+        ):
             return features(grey.astype("float32"))
 
     compiled = jax.jit(stateless)
@@ -140,6 +145,7 @@ def _compile_torch(features: Callable[[Any], tuple[Any, ...]]) -> Forward:
     import keras
     import torch
 
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = keras.src.backend.torch.core.get_device()
 
     def forward(grey: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
@@ -150,7 +156,29 @@ def _compile_torch(features: Callable[[Any], tuple[Any, ...]]) -> Forward:
     return forward
 
 
-def precision_loss(exact: Forward, lower: Forward, grey: npt.NDArray[Any]) -> float:
-    """Return the relative L2 distance of a lower precision's pooled features on one batch."""
-    expected, found = exact(grey)[0], lower(grey)[0]
-    return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
+def precision_loss(
+    exact: tuple[npt.NDArray[Any], ...], lower: tuple[npt.NDArray[Any], ...]
+) -> float:
+    """Return the relative L2 distance of a lower precision's features from those of float32.
+
+    Args:
+        exact: what a ``Forward`` in float32 returned for some images.
+        lower: what another one returned for the same.
+
+    Returns:
+        The larger one of the pooled features' and, where there are any, the maps'; NaN where one of
+        them is.
+    """
+    losses = [
+        float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
+        for expected, found in zip(_in_float32(exact), _in_float32(lower), strict=True)
+    ]
+    return float(np.max(losses))  # which NaN passes, as it does not through max()
+
+
+def _in_float32(outputs: tuple[npt.NDArray[Any], ...]) -> list[npt.NDArray[np.float32]]:
+    pooled, *of_maps = outputs
+    if not of_maps:
+        return [pooled]
+    maps, scale = of_maps
+    return [pooled, maps.astype(np.float32) * scale[:, None, None, None]]

@@ -68,6 +68,8 @@ def load_graph(frozen: FrozenGraph, device: Device = CPU, *, threads: int = 0) -
     """
     import tensorflow as tf
 
+    # Or a newer GPU would round float32 to 10 bits, and features would not be a processor's.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     v1 = tf.compat.v1
     definition = v1.GraphDef.FromString(frozen.graph)
     graph = tf.Graph()
@@ -113,7 +115,7 @@ def _session_config(device: Device, threads: int) -> Any:
         config.gpu_options.allow_growth = True
         optimizer = config.graph_options.optimizer_options
         optimizer.global_jit_level = optimizer.ON_1  # XLA; on processors it is slower
-    else:
+    if device.kind == "CPU" or device.pretended:
         config.device_count["GPU"] = 0  # or every session would open all that it sees
         config.device_count["CPU"] = device.index + 1
     return config

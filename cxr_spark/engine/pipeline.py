@@ -117,21 +117,31 @@ def prepare_groups(
 
 
 def run_batches(
-    forward: Forward, pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, padded: bool = True
+    forward: Forward, pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, on_gpu: bool
 ) -> tuple[npt.NDArray[Any], ...]:
     """Return the features of images, computed in batches.
-
-    A batch is uint8 where all
-    its images are, a quarter of the bytes on their way to a device.
 
     Args:
         forward: as ``compile_forward`` or ``load_graph`` return.
         pixels: at least one, each of shape image_size.
         batch_size: images a batch.
-        padded: whether zeros fill the last batch, so that one shape is compiled; graphs that take
-            any number of images save what it would cost to compute them.
+        on_gpu: whether zeros fill the last batch, so that one shape is compiled, and another thread
+            fills the next batch while one is computed; a processor saves what both would cost.
     """
+    batches = make_batches(pixels, batch_size, padded=on_gpu)
     parts: list[tuple[npt.NDArray[Any], ...]] = []
+    for n_images, batch in in_background(batches) if on_gpu else batches:
+        parts.append(tuple(output[:n_images] for output in forward(batch)))
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+
+def make_batches(
+    pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, padded: bool
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yield images as batches, and how many of each batch are images.
+
+    A batch is uint8 where all its images are, a quarter of the bytes on their way to a device.
+    """
     for start in range(0, len(pixels), batch_size):
         chunk = pixels[start : start + batch_size]
         exact = all(image.dtype == np.uint8 for image in chunk)
@@ -139,8 +149,7 @@ def run_batches(
         batch = np.zeros((n_computed, *chunk[0].shape, 1), np.uint8 if exact else np.float32)
         for i, image in enumerate(chunk):
             batch[i, ..., 0] = image
-        parts.append(tuple(output[: len(chunk)] for output in forward(batch)))
-    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+        yield len(chunk), batch
 
 
 def in_background(items: Iterable[Item]) -> Iterator[Item]:

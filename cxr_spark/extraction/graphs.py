@@ -75,7 +75,7 @@ def weights_source(name: str, weights: str) -> str | None:
 
 @dataclass(frozen=True)
 class GraphKey:
-    """What a float32 graph is made of.
+    """What a graph is made of.
 
     Attributes:
         name: the backbone.
@@ -83,6 +83,7 @@ class GraphKey:
         preprocessing: 'none' or 'keras'.
         image_size: (height, width) in pixels.
         feature_maps: whether it returns maps as well.
+        precision: what layers are computed in.
     """
 
     name: str
@@ -90,6 +91,7 @@ class GraphKey:
     preprocessing: str
     image_size: tuple[int, int]
     feature_maps: bool
+    precision: str = "float32"
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import shutil
 import time
 import uuid
@@ -26,6 +25,7 @@ from cxr_spark.extraction.listing import (
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.lock import locked
 from cxr_spark.extraction.one_pass import ship, warm_workers
+from cxr_spark.extraction.parity import settle_precision
 from cxr_spark.extraction.resume import Job, complete
 from cxr_spark.extraction.shards import clear_parts, has_parts, recover
 from cxr_spark.extraction.store import (
@@ -82,7 +82,8 @@ def extract(
     Args:
         spark: the session.
         request: what, and where to.
-        load: returns the backbones, which may still be loading when this begins.
+        load: returns the backbones, which may still be loading when this begins; those of a lower
+            precision are first compared with float32, and run in float32 where that loses too much.
         overwrite: whether to empty the features folder first.
 
     Returns:
@@ -123,7 +124,7 @@ def _extract(
     features, accepted = request.features, False
     staging = features / f"{STAGING}{uuid.uuid4().hex}"
     try:
-        backbones = load()
+        backbones = settle_precision(spark, load(), request.images)
         missing = backbones if overwrite else _missing(request, backbones)
         # Before a job runs: one that starts meanwhile could find a file that is half there.
         extractions = ship(spark, missing)
@@ -230,8 +231,6 @@ def _warm(spark: SparkSession, extractions: list[Extraction]) -> None:
     Raises:
         UserError: the device that Spark gave to tasks cannot be used.
     """
-    from pyspark.errors import PySparkException
-
     if not extractions:
         return
     deadline = time.monotonic() + WAIT_FOR_LISTING_S
@@ -239,12 +238,7 @@ def _warm(spark: SparkSession, extractions: list[Extraction]) -> None:
         if time.monotonic() > deadline:  # it has ended already
             break
         time.sleep(0.01)
-    try:
-        warm_workers(spark, extractions)
-    except PySparkException as error:
-        if reason := re.search(r"DeviceError: (.*)", str(error)):
-            raise UserError(reason[1]) from error
-        raise
+    warm_workers(spark, extractions)
 
 
 def _missing(

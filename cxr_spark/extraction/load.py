@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -11,23 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from cxr_spark.backbones import BACKBONES, load_backbone, weights_digest
 from cxr_spark.config import Experiment, Precision
-from cxr_spark.dataset.pack_reader import PackReader
-from cxr_spark.dataset.root import list_images, source_of
-from cxr_spark.engine.forward import (
-    IMAGES_COMPARED,
-    MAX_PRECISION_LOSS,
-    compile_forward,
-    feature_function,
-    precision_loss,
-)
+from cxr_spark.engine.forward import feature_function
 from cxr_spark.engine.frozen import freeze
-from cxr_spark.engine.pipeline import prepare
-from cxr_spark.errors import UserError
 from cxr_spark.extraction.graphs import (
     GraphFile,
     GraphKey,
@@ -48,24 +34,25 @@ class LoadedBackbone:
         identity: what its features will be known by.
         weights: 'imagenet', 'random', or 'folder' and the name of the weights folder.
         graph: the file to send.
+        exact: the same in float32, for a lower precision that is still to be compared with it.
     """
 
     identity: Identity
     weights: str
     graph: GraphFile
+    exact: LoadedBackbone | None = None
 
 
 def load_backbones(
-    experiment: Experiment, images: Path | None, folder: Path, *, feature_maps: bool
+    experiment: Experiment, folder: Path, *, feature_maps: bool
 ) -> Iterator[LoadedBackbone]:
     """Load the weights of every backbone once, on the driver, and freeze what executors are sent.
 
-    Graphs in float32 are kept between runs (``graphs.cache_folder``), and found again where weights
-    and all else that they are made of are the same.
+    Graphs are kept between runs (``graphs.cache_folder``), and found again where weights and all
+    else that they are made of are the same.
 
     Args:
         experiment: names backbones, preprocessing, image size, precision and weights.
-        images: the image root; a precision below float32 is compared with it on the first images.
         folder: where graphs are written that are not kept.
         feature_maps: whether the graphs return maps as well.
 
@@ -77,94 +64,69 @@ def load_backbones(
     """
     for name in experiment.backbones:
         began = time.monotonic()
-        source = _source(experiment, name)
-        model = None
+        source = _Source(experiment, name, folder, feature_maps)
         for preprocessing in experiment.preprocessing:
             _warn_of_pixels(name, preprocessing)
-            key = GraphKey(name, source, preprocessing, experiment.image_size, feature_maps)
-            graph = find_graph(key)
-            precision = experiment.precision
-            if graph is None:
-                if model is None:
-                    model = load_backbone(name, experiment.image_size, experiment.weights)
-                    model_digest = weights_digest(model)
-                    loaded = _source(experiment, name)
-                    # Unknown where the file was replaced meanwhile; known now where it was fetched.
-                    source = loaded if source in (None, loaded) else None
-                precision = _precision(experiment, model, name, preprocessing, images)
-                _, features = feature_function(
-                    model, name, preprocessing, feature_maps=feature_maps, precision=precision
-                )
-                graph = write_graph(
-                    dataclasses.replace(key, source=source),
-                    freeze(features, experiment.image_size),
-                    model_digest,
-                    tuple(model.output_shape[1:]),
-                    folder,
-                )
-            digest = graph.weights_digest
-            identity = Identity(
-                name, digest, preprocessing, experiment.image_size, precision=precision
-            )
-            yield LoadedBackbone(identity, _label(experiment.weights), graph)
+            loaded = source.backbone(preprocessing, "float32")
+            if experiment.precision != "float32":
+                lower = source.backbone(preprocessing, experiment.precision)
+                loaded = dataclasses.replace(lower, exact=loaded)
+            yield loaded
         log.info(
             "%s: weights %s in %.1f s, digest %s",
-            name, "loaded" if model else "found frozen", time.monotonic() - began, digest[:16],
+            name, "loaded" if source.model else "found frozen", time.monotonic() - began,
+            loaded.identity.weights_digest[:16],
         )  # fmt: skip
 
 
-def _source(experiment: Experiment, name: str) -> str | None:
-    """Return what a graph that can be kept is made of; none is whose precision images decide."""
-    if experiment.precision != "float32":
-        return None
-    return weights_source(name, experiment.weights)
+class _Source:
+    """What the graphs of one backbone are frozen from; weights are loaded where one is not kept."""
+
+    def __init__(self, experiment: Experiment, name: str, folder: Path, feature_maps: bool) -> None:
+        self._experiment, self._name, self._folder = experiment, name, folder
+        self._feature_maps = feature_maps
+        self._source = weights_source(name, experiment.weights)
+        self._digest = ""
+        self.model: Any = None
+
+    def backbone(self, preprocessing: str, precision: Precision) -> LoadedBackbone:
+        image_size = self._experiment.image_size
+        key = GraphKey(
+            self._name, self._source, preprocessing, image_size, self._feature_maps, precision
+        )
+        graph = find_graph(key) or self._freeze(key)
+        identity = Identity(
+            self._name, graph.weights_digest, preprocessing, image_size, precision=precision
+        )
+        return LoadedBackbone(identity, _label(self._experiment.weights), graph)
+
+    def _freeze(self, key: GraphKey) -> GraphFile:
+        if self.model is None:
+            self._load()
+        _, features = feature_function(
+            self.model, key.name, key.preprocessing, feature_maps=key.feature_maps,
+            precision=key.precision,
+        )  # fmt: skip
+        return write_graph(
+            dataclasses.replace(key, source=self._source),
+            freeze(features, key.image_size),
+            self._digest,
+            tuple(self.model.output_shape[1:]),
+            self._folder,
+        )
+
+    def _load(self) -> None:
+        weights = self._experiment.weights
+        self.model = load_backbone(self._name, self._experiment.image_size, weights)
+        self._digest = weights_digest(self.model)
+        loaded = weights_source(self._name, weights)
+        # Unknown where the file was replaced meanwhile; known now where it was fetched.
+        self._source = loaded if self._source in (None, loaded) else None
 
 
 def _label(weights: str) -> str:
     known = weights in ("imagenet", "random")
     return weights if known else f"folder {Path(weights).resolve().name}"
-
-
-def _precision(
-    experiment: Experiment, model: Any, name: str, preprocessing: str, images: Path | None
-) -> Precision:
-    """Return the precision asked for, or float32 where it would change the features too much."""
-    wanted = experiment.precision
-    if wanted == "float32":
-        return wanted
-    if images is None:
-        raise UserError(
-            f"Expected --images, on which precision {wanted} is compared with float32. "
-            "Received: none"
-        )
-    exact, lower = (
-        compile_forward(model, name, preprocessing, feature_maps=False, precision=precision)
-        for precision in ("float32", wanted)
-    )
-    loss = precision_loss(exact, lower, _first_images(images, experiment.image_size))
-    if loss < MAX_PRECISION_LOSS:  # not so where it is NaN
-        log.info("%s: %s differs from float32 by %.1e (relative L2)", name, wanted, loss)
-        return wanted
-    log.warning(
-        "%s: %s differs from float32 by %.1e (relative L2, at most %.0e is allowed); using float32",
-        name, wanted, loss, MAX_PRECISION_LOSS,
-    )  # fmt: skip
-    return "float32"
-
-
-def _first_images(images: Path, image_size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Return the first images that can be used: float32 (n_images, height, width, 1)."""
-    with PackReader() as packs:
-        sources = (source_of(found, packs) for found in list_images(str(images)))
-        prepared = (prepare(source, image_size) for source in sources)
-        usable = (image.pixels for image in prepared if image.pixels is not None)
-        pixels = list(itertools.islice(usable, IMAGES_COMPARED))
-    if not pixels:
-        raise UserError(
-            f"Expected at least one image that can be used under --images. Received: {images}"
-        )
-    grey: npt.NDArray[np.float32] = np.stack(pixels).astype(np.float32)[..., None]
-    return grey
 
 
 def _warn_of_pixels(name: str, preprocessing: str) -> None:

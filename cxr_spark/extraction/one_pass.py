@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.backbones import BACKBONES
+from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.shards import Failure
@@ -202,12 +205,33 @@ def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extra
 
 
 def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
-    """Have the workers load the graphs: to import TensorFlow alone takes one more than a second."""
+    """Have the workers load the graphs: to import TensorFlow alone takes one more than a second.
+
+    Raises:
+        UserError: the device that Spark gave to tasks cannot be used.
+    """
     placement = placement_of(spark)
     warmer = make_warmer(extractions, placement)
     n_slots = slots(spark, placement)
-    with described(spark, "loading backbones in the Python workers"):
+    with described(spark, "loading backbones in the Python workers"), device_errors():
         spark.range(0, n_slots, 1, n_slots).mapInPandas(warmer, "id bigint").count()
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Tell in one line what a task's ``DeviceError`` says.
+
+    Raises:
+        UserError: the device that Spark gave to tasks cannot be used.
+    """
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except PySparkException as error:
+        if reason := re.search(r"DeviceError: (.*)", str(error)):
+            raise UserError(reason[1]) from error
+        raise
 
 
 def _write_features(

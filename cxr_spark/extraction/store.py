@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cxr_spark.checksums import sum_words
 from cxr_spark.errors import UserError
 from cxr_spark.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTRACT = 2
+CONTRACT = 3
 
 MANIFEST_COLUMNS = {
     "image_id": "string",
@@ -43,9 +44,17 @@ FEATURE_COLUMNS = {
     "height": "int",
     "width": "int",
     "pixels_digest": "string",
+    "keys_checksum": "bigint",
     "pooled": "array<float>",
+    "pooled_checksum": "bigint",
 }
-FEATURE_MAP_COLUMNS = {"feature_map": "binary", "feature_map_scale": "float"}
+FEATURE_MAP_COLUMNS = {
+    "feature_map": "binary",
+    "feature_map_scale": "float",
+    "feature_map_checksum": "bigint",
+}
+# What ``keys_checksum`` is of: all that is read of a row beside its features.
+KEY_COLUMNS = ("image_id", "finding", "patient_id", "official_split", "pixels_digest")
 ERROR_COLUMNS = {
     "image_id": "string",
     "path": "string",
@@ -62,11 +71,13 @@ def schema(columns: dict[str, str]) -> str:
 
 def stored_features(outputs: tuple[npt.NDArray[Any], ...]) -> dict[str, Any]:
     """Return the feature columns of a table, made of what a backbone's forward function returns."""
-    columns: dict[str, Any] = {"pooled": list(outputs[0])}
-    if len(outputs) > 1:
-        _, feature_maps, scales = outputs
+    pooled, *of_maps = outputs
+    columns: dict[str, Any] = {"pooled": list(pooled), "pooled_checksum": sum_words(pooled)}
+    if of_maps:
+        feature_maps, scales = of_maps
         columns["feature_map"] = _as_binary(feature_maps)
         columns["feature_map_scale"] = scales
+        columns["feature_map_checksum"] = sum_words(feature_maps, scales)
     return columns
 
 

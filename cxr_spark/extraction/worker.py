@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cxr_spark.checksums import sum_text
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.root import as_listed
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.features import find_degenerate
+from cxr_spark.engine.forward import Forward, precision_loss
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
     PreparedImage,
@@ -33,14 +35,12 @@ from cxr_spark.extraction.store import (
     ERROR_COLUMNS,
     FEATURE_COLUMNS,
     FEATURE_MAP_COLUMNS,
+    KEY_COLUMNS,
     MANIFEST_COLUMNS,
     Identity,
     stored_features,
 )
 from cxr_spark.placement import Placement, task_device
-
-if TYPE_CHECKING:
-    from cxr_spark.engine.forward import Forward
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,33 @@ def make_warmer(extractions: list[Extraction], placement: Placement) -> Extracto
     return warm
 
 
+def make_comparer(
+    exact: Extraction, lower: Extraction, pixels: list[npt.NDArray[Any]], placement: Placement
+) -> Extractor:
+    """Return a function for ``mapInPandas`` that yields the loss of a lower precision: one row.
+
+    Args:
+        exact: in float32; it is not kept, since it may never be used again.
+        lower: the same backbone in the other precision.
+        pixels: of the images that both compute.
+        placement: of the session.
+    """
+
+    def compare(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        device = task_device(placement)
+        outputs = [
+            run_batches(forward, pixels, BATCH_SIZE[device.kind], on_gpu=device.kind == "GPU")
+            for forward in (
+                _load_forward(exact, device, placement),
+                _forward(lower, device, placement),
+            )
+        ]
+        for _ in frames:
+            yield pd.DataFrame({"loss": [precision_loss(*outputs)]})
+
+    return compare
+
+
 def _extract(
     frames: Iterable[pd.DataFrame],
     extractions: list[Extraction],
@@ -136,9 +163,10 @@ def _extract(
                 yield _without_features(errors, columns)
             if not pixels:
                 continue
+            keys = sum_text([usable[name] for name in KEY_COLUMNS])
             for extraction, forward in zip(extractions, forwards, strict=True):
                 outputs = run_batches(
-                    forward, pixels, BATCH_SIZE[device.kind], padded=device.kind == "GPU"
+                    forward, pixels, BATCH_SIZE[device.kind], on_gpu=device.kind == "GPU"
                 )
                 if problem := find_degenerate(outputs[0], pixels):
                     told = f"{extraction.identity.backbone} gave features that are {problem}"
@@ -146,7 +174,9 @@ def _extract(
                     yield _without_features(failed, columns)
                     continue
                 yield usable.assign(
-                    fingerprint=extraction.identity.fingerprint, **stored_features(outputs)
+                    fingerprint=extraction.identity.fingerprint,
+                    keys_checksum=keys,
+                    **stored_features(outputs),
                 ).reindex(columns=columns)
 
 
@@ -161,7 +191,8 @@ def _sources(rows: pd.DataFrame, packs: PackReader) -> list[Source]:
 
 
 def _without_features(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    return rows.assign(pooled=None, feature_map=None).reindex(columns=columns)
+    missing = [name for name in columns if name not in rows]
+    return rows.assign(**dict.fromkeys(missing)).reindex(columns=columns)
 
 
 def _divide(
@@ -188,11 +219,11 @@ def _forward(extraction: Extraction, device: Device, placement: Placement) -> Fo
         # Spark collects garbage after every task, a quarter of a second over TensorFlow's objects.
         gc.freeze()
         log.warning(  # the level that Spark's workers show in an executor's log
-            "%s on %s%s, %s, %d cores a task, process %d, loaded in %.1f s",
+            "%s on %s%s, %s, batches of %d, %d cores a task, process %d, loaded in %.1f s",
             extraction.identity.backbone, device.name,
             f" (GPU {device.address} of Spark)" if device.address else "",
-            extraction.identity.precision, placement.task_cpus, os.getpid(),
-            time.monotonic() - began,
+            extraction.identity.precision, BATCH_SIZE[device.kind], placement.task_cpus,
+            os.getpid(), time.monotonic() - began,
         )  # fmt: skip
     return _forwards[key]
 

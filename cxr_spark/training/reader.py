@@ -16,12 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cxr_spark.checksums import sum_text, sum_words
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import ExtractionRecord, check_files
+from cxr_spark.extraction.store import KEY_COLUMNS, ExtractionRecord, check_files
 from cxr_spark.files import location
 
 # What a head takes, as ``Head.takes`` names it, and the columns that hold it.
 COLUMNS = {"pooled": ("pooled",), "feature_map": ("feature_map", "feature_map_scale")}
+_CHECKSUMS = {"pooled": "pooled_checksum", "feature_map": "feature_map_checksum"}
 _ALIGNMENT = 64  # bytes, what TensorFlow asks of a tensor
 _BYTES_A_BATCH = 2**23  # of a row group that is decoded at once
 
@@ -69,14 +71,15 @@ def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
         UserError: the data set is damaged, holds other rows than its record says, or holds files
             that petastorm would unpickle.
     """
-    names = ("image_id", "finding", "patient_id", "official_split", "pixels_digest")
     check_files(features, record)
     folder = features / record.fingerprint
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for table in _tables(folder, names, workers_count=2):
-        for name in names:
-            columns[name] += table[name].to_pylist()
+    columns: dict[str, list[Any]] = {name: [] for name in (*KEY_COLUMNS, "keys_checksum")}
+    for table in _tables(folder, list(columns), workers_count=2):
+        for name, values in columns.items():
+            values += table[name].to_pylist()
     _check_count(folder, record, len(columns["image_id"]))
+    stated = np.array(columns.pop("keys_checksum"), np.int64)
+    _check_sums(folder, sum_text(list(columns.values())), stated, columns["image_id"])
     image_id = np.array(columns["image_id"], str)
     order = np.argsort(image_id, kind="stable")
     patient_id, official_split = (
@@ -108,7 +111,7 @@ def read_inputs(
     """
     folder = features / record.fingerprint
     # Rows go where they belong, so that any order of row groups will do.
-    tables = _tables(folder, ("image_id", *COLUMNS[takes]), workers_count=3)
+    tables = _tables(folder, _columns(takes), workers_count=3)
     arrays: tuple[npt.NDArray[Any], ...] = ()
     for group in _groups(tables, folder, record, takes, image_id):
         if not arrays:
@@ -144,7 +147,7 @@ def stream_inputs(
         UserError: as for ``read_inputs``.
     """
     folder = features / record.fingerprint
-    tables = _tables_in_order(folder, ("image_id", *COLUMNS[takes]), seed)
+    tables = _tables_in_order(folder, _columns(takes), seed)
     yield from _groups(tables, folder, record, takes, image_id)
 
 
@@ -189,7 +192,10 @@ def _groups(
         np.add.at(times, positions[positions >= 0], 1)
         if positions.min() < 0:
             break
-        yield Rows(positions, tuple(_to_numpy(batch[name], record) for name in COLUMNS[takes]))
+        arrays = tuple(_to_numpy(batch[name], record) for name in COLUMNS[takes])
+        stated = batch[_CHECKSUMS[takes]].to_numpy(zero_copy_only=False)
+        _check_sums(folder, sum_words(*arrays), stated, batch["image_id"])
+        yield Rows(positions, arrays)
     else:
         _check_count(folder, record, n_rows)
         if (times == 1).all():
@@ -198,6 +204,22 @@ def _groups(
         "Expected the same images in every extraction. "
         f"Received: {record.describe()}, whose images differ. Extract again with --overwrite."
     )
+
+
+def _columns(takes: str) -> tuple[str, ...]:
+    return ("image_id", *COLUMNS[takes], _CHECKSUMS[takes])
+
+
+def _check_sums(
+    folder: Path, found: npt.NDArray[Any], stated: npt.NDArray[Any], image_id: Sequence[Any]
+) -> None:
+    changed = np.flatnonzero(found != stated)
+    if len(changed):
+        raise UserError(
+            f"Expected in {folder} what extraction wrote there. Received: "
+            f"{len(changed)} rows whose bits have changed since, the first of them of the image "
+            f"{image_id[int(changed[0])]}. Look at the disk, and extract again with --overwrite."
+        )
 
 
 def _check_count(folder: Path, record: ExtractionRecord, n_rows: int) -> None:

@@ -44,4 +44,5 @@ def test_two_gpus_for_one_task_are_refused() -> None:
 
 def test_pretended_gpus_are_logical_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PRETEND, "1")
-    assert choose_device(["1"], one_an_executor=True).name == "/CPU:1"
+    device = choose_device(["1"], one_an_executor=True)
+    assert (device.kind, device.name, device.address) == ("GPU", "/CPU:1", "1")

@@ -11,7 +11,7 @@ from PIL import Image
 from cxr_spark.backbones import BACKBONES, load_backbone
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.forward import compile_forward, feature_function, precision_loss
-from cxr_spark.engine.frozen import freeze, load_graph
+from cxr_spark.engine.frozen import _session_config, freeze, load_graph
 from cxr_spark.engine.pipeline import prepare, run_batches
 
 SIZE = (80, 96)
@@ -79,7 +79,9 @@ def test_features_of_files_are_those_of_keras_own_preprocessing_and_network(
     for preprocessing, pixels in given.items():
         expected_map = model(pixels, training=False).numpy()
         forward = compile_forward(model, name, preprocessing, feature_maps=True)
-        pooled, half, scale = run_batches(forward, [image.pixels for image in images], 2)
+        pooled, half, scale = run_batches(
+            forward, [image.pixels for image in images], 2, on_gpu=False
+        )
         assert (pooled.dtype, half.dtype, scale.dtype) == (np.float32, np.float16, np.float32)
         assert half.shape == (2, *model.output_shape[1:])
         assert scale == pytest.approx(np.abs(expected_map).max(axis=(1, 2, 3)), rel=1e-4)
@@ -133,12 +135,37 @@ def test_what_a_lower_precision_loses(
     name: str, precision: str, low: float, high: float, small, rng: np.random.Generator
 ) -> None:
     model = small if name == "MobileNetV3Small" else load_backbone(name, SIZE, "random")
+    grey = rng.uniform(0, 255, (2, *SIZE, 1)).astype(np.float32)
     exact, lower = (
-        compile_forward(model, name, "none", feature_maps=False, precision=kind)
+        compile_forward(model, name, "none", feature_maps=True, precision=kind)(grey)
         for kind in ("float32", precision)
     )
-    loss = precision_loss(exact, lower, rng.uniform(0, 255, (2, *SIZE, 1)).astype(np.float32))
-    assert low < loss < high
+    assert low < precision_loss(exact[:1], lower[:1]) < high
+    assert precision_loss(exact, lower) >= precision_loss(exact[:1], lower[:1])
+
+
+@pytest.mark.parametrize(
+    ("device", "jit", "cpus"),
+    [
+        (Device("CPU", 1), 0, 2),
+        (Device("GPU", 1, "1"), 1, 0),
+        (Device("GPU", 1, "1", pretended=True), 1, 2),
+    ],
+)
+def test_a_gpu_takes_the_memory_it_needs_and_xla(device: Device, jit: int, cpus: int) -> None:
+    config = _session_config(device, 3)
+    assert config.graph_options.optimizer_options.global_jit_level == jit
+    assert config.gpu_options.allow_growth == (jit == 1)
+    assert config.device_count["CPU"] == cpus
+    assert ("GPU" in config.device_count) == (cpus > 0)  # as 0: a processor's opens none
+
+
+def test_float32_is_not_rounded_on_newer_gpus(small) -> None:
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    compile_forward(small, "MobileNetV3Small", "none", feature_maps=False)
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_a_graph_runs_on_the_device_it_is_given_and_on_no_other(

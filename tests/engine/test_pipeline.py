@@ -86,11 +86,18 @@ def test_groups_come_in_their_order_with_their_failures(files: list[bytes], thre
     assert images[5].error == "No such file or directory"
 
 
-@pytest.mark.parametrize(("padded", "last"), [(True, 4), (False, 2)])
-def test_batches_have_one_size_and_the_order_of_the_images(
-    rng: np.random.Generator, padded: bool, last: int
+@pytest.mark.parametrize(("on_gpu", "last"), [(True, 4), (False, 2)])
+def test_batches_have_the_order_of_the_images_and_one_size_on_a_gpu(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, last: int
 ) -> None:
-    shapes = []
+    shapes, filled_by = [], set()
+    make = np.zeros
+
+    def noted(*arguments):
+        filled_by.add(threading.current_thread() is threading.main_thread())
+        return make(*arguments)
+
+    monkeypatch.setattr(np, "zeros", noted)
 
     def forward(batch: np.ndarray) -> tuple[np.ndarray, ...]:
         shapes.append((batch.shape, batch.dtype.name))
@@ -98,9 +105,10 @@ def test_batches_have_one_size_and_the_order_of_the_images(
 
     pixels = [rng.integers(0, 256, (4, 5), dtype=np.uint8) for _ in range(10)]
     pixels[9] = pixels[9].astype(np.float32) / 2
-    (found,) = run_batches(forward, pixels, 4, padded=padded)
+    (found,) = run_batches(forward, pixels, 4, on_gpu=on_gpu)
     assert np.array_equal(found, np.stack([image.ravel() for image in pixels]))
     assert shapes == [((4, 4, 5, 1), "uint8")] * 2 + [((last, 4, 5, 1), "float32")]
+    assert filled_by == {not on_gpu}
 
 
 def test_the_background_is_two_items_ahead_and_ends_with_its_reader() -> None:

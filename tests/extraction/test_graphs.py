@@ -53,7 +53,7 @@ def filled(kept: Path, cache: Path) -> Path:
 
 
 def load(experiment: Experiment, tmp_path: Path, *, maps: bool = False) -> LoadedBackbone:
-    (loaded,) = load_backbones(experiment, None, tmp_path, feature_maps=maps)
+    (loaded,) = load_backbones(experiment, tmp_path, feature_maps=maps)
     return loaded
 
 

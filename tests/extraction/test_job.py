@@ -28,7 +28,7 @@ def run(
 ) -> list[ExtractionRecord]:
     weights = features.parent / f"{features.name}-weights"
     weights.mkdir(exist_ok=True)
-    backbones = list(load_backbones(experiment, images, weights, feature_maps=maps))
+    backbones = list(load_backbones(experiment, weights, feature_maps=maps))
     request = ExtractionRequest(experiment, images, features, maps)
     return extract(spark, request, lambda: backbones, overwrite=overwrite)
 
@@ -232,7 +232,7 @@ def test_an_extraction_that_is_used_again_takes_on_its_warning(
     experiment, features, _ = extracted
     copy = tmp_path / "features"
     shutil.copytree(features, copy)
-    backbones = list(load_backbones(experiment, phantoms, tmp_path, feature_maps=False))
+    backbones = list(load_backbones(experiment, tmp_path, feature_maps=False))
     request = ExtractionRequest(experiment, phantoms, copy, False, "Demonstration: a warning.")
     again = extract(spark, request, lambda: backbones)
     assert {record.demonstration for record in again} == {"Demonstration: a warning."}

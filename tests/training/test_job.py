@@ -22,6 +22,7 @@ from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.inputs import open_inputs
 from cxr_spark.training.joined import join_backbones, open_joined
 from cxr_spark.training.run_folder import PREDICTION_SCHEMA, read_experiment
+from tests.training.test_reader import with_checksums
 
 N = 120
 
@@ -72,7 +73,7 @@ def make_store(
     staged = features / "_staging"
     for name in ("rows", "errors"):
         (staged / name).mkdir(parents=True)
-    pq.write_table(pa.table(columns), staged / "rows" / "part-0.parquet")
+    pq.write_table(with_checksums(pa.table(columns)), staged / "rows" / "part-0.parquet")
     fields = [("image_id", "string"), ("path", "string"), ("length", "int64")]
     schema = pa.schema([*fields, ("stage", "string"), ("error", "string")])
     pq.write_table(schema.empty_table(), staged / "errors" / "part-0.parquet")

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cxr_spark.checksums import sum_text, sum_words
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.shards import finish
-from cxr_spark.extraction.store import ExtractionRecord, Identity, StoredFile
+from cxr_spark.extraction.store import KEY_COLUMNS, ExtractionRecord, Identity, StoredFile
 from cxr_spark.training.reader import (
     feature_shape,
     read_inputs,
@@ -24,6 +26,19 @@ from cxr_spark.training.reader import (
 SHAPE = (2, 3, 4)
 N = 25
 NAMES = np.array([f"test/NORMAL/ä {i:02d}.jpeg" for i in range(N)])
+
+
+def with_checksums(table: pa.Table) -> pa.Table:
+    """Add the checksums that workers compute to a table of drawn features."""
+    columns = {"keys_checksum": sum_text([table[name].to_pylist() for name in KEY_COLUMNS])}
+    columns["pooled_checksum"] = sum_words(np.stack(table["pooled"].to_numpy()))
+    if "feature_map" in table.column_names:
+        maps = np.stack([np.frombuffer(m, "<f2") for m in table["feature_map"].to_pylist()])
+        scale = table["feature_map_scale"].to_numpy()
+        columns["feature_map_checksum"] = sum_words(maps, scale)
+    for name, values in columns.items():
+        table = table.append_column(name, [values])
+    return table
 
 
 def make_store(features: Path, rng: np.random.Generator, **changes: object) -> ExtractionRecord:
@@ -58,6 +73,7 @@ def make_store(features: Path, rng: np.random.Generator, **changes: object) -> E
             "feature_map_scale": rng.uniform(1, 2, N).astype(np.float32),
         }
     )
+    table = with_checksums(table)
     rows, errors = features / "_staging" / "rows", features / "_staging" / "errors"
     for folder in (rows, errors):
         folder.mkdir(parents=True)
@@ -248,6 +264,37 @@ def test_a_file_that_is_cut_is_named(tmp_path: Path, rng: np.random.Generator) -
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"can read in .*{record.fingerprint}"):
         read_inputs(tmp_path, record, "pooled", NAMES)
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["image_id", "finding", "patient_id", "pixels_digest", "pooled", "feature_map",
+     "feature_map_scale"],
+)  # fmt: skip
+def test_a_single_bit_that_changes_in_a_file_is_noticed(
+    tmp_path: Path, rng: np.random.Generator, column: str
+) -> None:
+    """Of a file without compression, whose size stays as it was."""
+    record = make_store(tmp_path, rng)
+    image_id = read_keys(tmp_path, record).image_id
+    file = tmp_path / record.fingerprint / "part-1.parquet"
+    table = pq.read_table(file)
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, file, **plain)
+    whole = file.read_bytes()
+    value = next(value for value in table[column].to_pylist() if value is not None)
+    kind = {"pooled": "<f4", "feature_map_scale": "<f4"}.get(column)
+    sought = np.array(value, kind).tobytes() if kind else value
+    sought = sought.encode() if isinstance(sought, str) else sought
+    at = whole.index(sought) + len(sought) // 2
+    bit = 1 << int(rng.integers(3))
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+    stated = {f.name: StoredFile(f.stat().st_size, 0) for f in file.parent.glob("*.parquet")}
+    record = dataclasses.replace(record, files=stated)
+    takes = "pooled" if column == "pooled" else "feature_map"
+    read = partial(read_inputs, takes=takes, image_id=image_id)
+    with pytest.raises(UserError, match="1 rows whose bits have changed since, the first of them"):
+        (read_keys if column in KEY_COLUMNS else read)(tmp_path, record)
 
 
 class Harmful:
