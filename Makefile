@@ -4,6 +4,7 @@
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests, in TESTERS processes side by side (2)
 # make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour and a half on two cores
+# make test-jax  the compute core alone under Keras on JAX, in an environment without Spark and TensorFlow
 # make test-docker  the image and the cluster of docker/, with a worker killed: needs a Docker engine
 # make lint    ruff and mypy
 # make audit   known vulnerabilities of the installed packages, by pip-audit, which needs a network
@@ -23,7 +24,7 @@ OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
-.PHONY: setup archive grid bench test test-faults test-docker lint audit check-tools clean
+.PHONY: setup archive grid bench test test-faults test-jax test-docker lint audit check-tools clean
 
 setup: check-tools $(VENV)/.installed
 	@test $(VENV)/.archived -nt $(VENV)/.installed || $(MAKE) --no-print-directory archive
@@ -42,6 +43,9 @@ test-faults: setup
 	@CXR_FAULTS=full CXR_FUZZ_EXAMPLES=200000 $(IN_VENV) python -m pytest -s tests/test_faults.py tests/test_fuzz.py \
 		tests/test_hostile_files.py tests/extraction/test_hostile_files.py $(ARGS)
 
+test-jax: setup $(VENV)-jax/.installed
+	@CXR_JAX_PYTHON="$(CURDIR)/$(VENV)-jax/bin/python" $(IN_VENV) python -m pytest tests/benchmark/test_engine_only.py $(ARGS)
+
 test-docker:
 	@docker/test.sh
 
@@ -54,6 +58,13 @@ audit: setup $(VENV)-audit/.installed
 # An environment of its own, so that what it needs changes nothing in what it looks at.
 $(VENV)-audit/.installed: check-tools
 	@test -e $@ || { "$(PYTHON)" -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit && touch $@; }
+
+# What the README names for GPU machines without TensorFlow, with JAX.
+$(VENV)-jax/.installed: check-tools constraints.txt
+	@"$(PYTHON)" -m venv $(VENV)-jax
+	@$(VENV)-jax/bin/python -m pip install --quiet --constraint constraints.txt keras numpy opencv-python-headless \
+		pillow matplotlib jax
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@"$(PYTHON)" -m venv $(VENV)
@@ -82,4 +93,4 @@ check-tools:
 		echo "cxr_spark needs Java 17 or 21 (java on the PATH, or JAVA_HOME), and found $${version:-none}. On Debian and Ubuntu: apt-get install openjdk-17-jre-headless" >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-jax build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ from cxr_spark.benchmark.machine import count_cores
 from cxr_spark.benchmark.processes import Processes
 from cxr_spark.benchmark.rows import MeasurementError, Row, failed_row, rate_row, ratio_row
 from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
-from cxr_spark.benchmark.targets import CORE_ON_GPU
+from cxr_spark.benchmark.targets import A100_RESNET50, AS_AN_A100, CORE_ON_GPU
 from cxr_spark.engine.forward import MAX_PRECISION_LOSS
 
 log = logging.getLogger(__name__)
@@ -125,9 +125,29 @@ class _Section:
                 note=note,
             )
         )  # fmt: skip
+        if self._on_gpu and backbone == "ResNet50" and precision != "float32":
+            self._compare_with_a100(images, what, [core for core, _ in pairs])
         if precision == "float32":
             rate = statistics.median(core for core, _ in pairs)
             self.result.core_rates[images.name, backbone] = rate
+
+    def _compare_with_a100(self, images: ImageSet, what: str, rates: list[float]) -> None:
+        """Compare with what is published; a target where the machine can reach it at all."""
+        name, decode = self.result.device["name"], self._rate("decode")
+        why_none = ""
+        if AS_AN_A100.search(name) is None:
+            why_none = f"no target: {name} is not known to be as fast as an A100"
+        elif decode < A100_RESNET50:
+            why_none = f"no target: this machine's cores decode {decode:,.0f} images/s"
+        self._add(
+            ratio_row(
+                f"core, {what}, {images.name}, against an A100",
+                "what NVIDIA states of one",
+                [(rate, float(A100_RESNET50)) for rate in rates],
+                target=None if why_none else 1.0,
+                note=why_none,
+            )
+        )
 
     def _give(self, images: ImageSet) -> None:
         # Each process has its share; where there are fewer images than processes, some have one.

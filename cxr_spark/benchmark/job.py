@@ -29,7 +29,7 @@ def run_benchmark(given: dict[str, Any], jobs: Path) -> None:
     """
     settings = read_settings(given)
     choose_backend()
-    if settings.extracts or settings.peers is not None:  # executors share folders with the driver
+    if settings.extracts or settings.submits:  # executors share folders with the driver
         from cxr_spark.benchmark.ours import check_scratch
 
         check_scratch()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,31 +40,61 @@ class Submitter:
     weights: str
     folder: Path
 
-    def extract(self, backbone: str, n_images: int) -> float:
-        """Extract ``n_images``; return the seconds of the whole process."""
+    def extract(
+        self,
+        backbones: Sequence[str],
+        n_images: int,
+        *,
+        feature_maps: bool = False,
+        master: str | None = None,
+        core: int | None = None,
+    ) -> float:
+        """Extract the features of some images, and remove them.
+
+        Args:
+            backbones: in one pass.
+            n_images: an even sample of so many.
+            feature_maps: whether to store maps as well.
+            master: another than that of the properties.
+            core: the only one that the process and its children may use.
+
+        Returns:
+            The seconds of the whole process.
+        """
         experiment = {
             "dataset": {"adapter": "folder"}, "task": "findings", "split": {"unit": "image"},
+            "backbones": list(backbones), "feature_maps": feature_maps,
         }  # fmt: skip
-        return self._submit("extract.py", "--features", backbone, n_images, experiment)
+        options = [] if master is None else ["--master", master]
+        return self._submit("extract.py", "--features", n_images, experiment, options, core)
 
     def grid(self, backbone: str, n_images: int) -> float:
         """Extract, train the paper's two heads and report; return the seconds of the whole."""
-        experiment = {"split": {"unit": "image"}, "heads": ["gap", "fc1024"], "seeds": [0]}
-        return self._submit("grid.py", "--run", backbone, n_images, experiment)
+        experiment = {
+            "split": {"unit": "image"}, "heads": ["gap", "fc1024"], "seeds": [0],
+            "backbones": [backbone],
+        }  # fmt: skip
+        return self._submit("grid.py", "--run", n_images, experiment)
 
     def _submit(
-        self, job: str, flag: str, backbone: str, n_images: int, experiment: dict[str, Any]
+        self,
+        job: str,
+        flag: str,
+        n_images: int,
+        experiment: dict[str, Any],
+        options: Sequence[str] = (),
+        core: int | None = None,
     ) -> float:
         config, out = self.folder / "experiment.yaml", self.folder / "out"
-        content = {**experiment, "backbones": [backbone], "image_size": list(IMAGE_SIZE)}
+        content = {**experiment, "image_size": list(IMAGE_SIZE)}
         config.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
         command = [
-            _spark_submit(), "--properties-file", str(self.properties), str(self.jobs / job),
-            "--config", str(config), "--images", str(self.images), flag, str(out),
-            "--weights", self.weights, "--limit", str(n_images),
+            _spark_submit(), "--properties-file", str(self.properties), *options,
+            str(self.jobs / job), "--config", str(config), "--images", str(self.images),
+            flag, str(out), "--weights", self.weights, "--limit", str(n_images),
         ]  # fmt: skip
         try:
-            return run_process(command)[0]
+            return run_process(command, core=core)[0]
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
@@ -87,8 +118,12 @@ def check_scratch() -> None:
         )
 
 
-def write_properties(file: Path) -> None:
-    """Write the settings that spark-submit gave this driver, before a session adds its own."""
+def write_properties(file: Path) -> str:
+    """Write the settings that spark-submit gave this driver, before a session adds its own.
+
+    Returns:
+        The master.
+    """
     from pyspark import SparkConf, SparkContext
 
     SparkContext._ensure_initialized()
@@ -96,6 +131,7 @@ def write_properties(file: Path) -> None:
     settings.setdefault("spark.master", "local[*]")
     lines = (f"{key} {value}".replace("\\", "\\\\") for key, value in sorted(settings.items()))
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return settings["spark.master"]
 
 
 def peer_weights(settings: Settings, backbone: str) -> str:

@@ -18,6 +18,7 @@ from cxr_spark.benchmark.rows import (
     Row,
     failed_row,
     marginal_rate,
+    rate_row,
     ratio_row,
 )
 from cxr_spark.benchmark.settings import N_WARM_UP
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 NO_PROGRAMS = ("common", "__init__")
 # Takes minutes, and trains as well: compared with our grid, where that section is asked for.
 GRID = "paper_grid"
+# What bare processes do with neither Spark nor a JVM; it takes --cores and states decode_share.
+CEILING = "ceiling"
 LIMIT_SECONDS = 3600.0
 
 # Runs ours over so many images and returns the seconds of its whole process.
@@ -79,33 +82,33 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
     """
     what = _against(peer)
     quarter, marginal, whole = n_images // 4, list[Pair](), list[Pair]()
+    fixed = []
     try:
         ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
         for k in range(repeat):
             log.info("peers: %s, pair %d of %d", what, k + 1, repeat)
             # Whoever goes first changes, so that a drift within pairs favours neither.
-            (our_quarter, (n_q, work_q, _)) = _pair(peer, ours, quarter, ours_first=k % 2 == 1)
-            (our_whole, (n_w, work_w, total_w)) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
-            marginal.append(
-                (
-                    marginal_rate(quarter, our_quarter, n_images, our_whole),
-                    marginal_rate(n_q, work_q, n_w, work_w),
-                )
-            )
-            whole.append((n_images / our_whole, n_w / total_w))
+            our_quarter, theirs_q = _pair(peer, ours, quarter, ours_first=k % 2 == 1)
+            our_whole, theirs_w = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
+            rate = marginal_rate(quarter, our_quarter, n_images, our_whole)
+            marginal.append((rate, marginal_of(theirs_q, theirs_w)))
+            whole.append((n_images / our_whole, theirs_w.n_images / theirs_w.total))
+            fixed.append(our_whole - n_images / rate)
     except MeasurementError as error:
         return [failed_row(f"marginal, {what}", error)]
     measures: tuple[tuple[Measure, list[Pair]], ...] = (
         ("marginal", marginal),
         ("whole process", whole),
     )
-    return [
+    rows = [
         ratio_row(
             f"{measure}, {what}", f"{peer.name}.py", pairs,
             target=find_target(peer.name, measure, peer.backbone),
         )
         for measure, pairs in measures
     ]  # fmt: skip
+    told = "of our whole process: what does not grow with images"
+    return [*rows, rate_row(f"fixed part, {what}", fixed, unit="s", note=told)]
 
 
 def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
@@ -115,8 +118,8 @@ def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Ro
         ours(min(N_WARM_UP, n_images))
         for k in range(repeat):
             log.info("peers: %s, pair %d of %d", _against(peer), k + 1, repeat)
-            our_total, (n, _, total) = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
-            pairs.append((n_images / our_total, n / total))
+            our_total, theirs = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
+            pairs.append((n_images / our_total, theirs.n_images / theirs.total))
     except MeasurementError as error:
         return [failed_row(f"whole process, {_against(peer)}", error)]
     target = find_target(peer.name, "whole process", peer.backbone)
@@ -127,9 +130,7 @@ def _against(peer: Peer) -> str:
     return f"{peer.backbone}, {peer.name_of_images} against {peer.name}"
 
 
-def _pair(
-    peer: Peer, ours: Ours, n_images: int, *, ours_first: bool
-) -> tuple[float, tuple[int, float, float]]:
+def _pair(peer: Peer, ours: Ours, n_images: int, *, ours_first: bool) -> tuple[float, PeerRun]:
     if ours_first:
         seconds = ours(n_images)
         return seconds, run_peer(peer, n_images)
@@ -137,8 +138,36 @@ def _pair(
     return ours(n_images), theirs
 
 
-def run_peer(peer: Peer, n_images: int) -> tuple[int, float, float]:
-    """Run a program; return its images, the seconds of its work, and those of its process.
+@dataclass(frozen=True)
+class PeerRun:
+    """What a program did.
+
+    Attributes:
+        n_images: how many images.
+        work: seconds, as it states them.
+        total: seconds of its process.
+        decoding: seconds of its work that were decoding, where it states their share; else None.
+    """
+
+    n_images: int
+    work: float
+    total: float
+    decoding: float | None
+
+
+def marginal_of(quarter: PeerRun, whole: PeerRun) -> float:
+    """Return images a second of a program's work between two runs."""
+    return marginal_rate(quarter.n_images, quarter.work, whole.n_images, whole.work)
+
+
+def run_peer(peer: Peer, n_images: int, *options: str, core: int | None = None) -> PeerRun:
+    """Run a program.
+
+    Args:
+        peer: the program.
+        n_images: its --limit.
+        options: further ones.
+        core: the only one that it may use.
 
     Raises:
         MeasurementError: it failed, or printed no rate.
@@ -147,36 +176,54 @@ def run_peer(peer: Peer, n_images: int) -> tuple[int, float, float]:
         [
             sys.executable, str(peer.program), "--images", str(peer.images),
             "--backbone", peer.backbone, "--weights", peer.weights, "--limit", str(n_images),
-        ]
+            *options,
+        ],
+        core=core,
     )  # fmt: skip
     stated = next(filter(None, map(_stated, reversed(output.splitlines()))), None)
     if stated is None:
         raise MeasurementError(f"{peer.program.name} printed no JSON with images_per_s")
-    rate, n_done = stated[0], n_images if stated[1] is None else stated[1]
+    rate, n_done, decode_share = stated
+    n_done = n_images if n_done is None else n_done
     if not 0 < rate < float("inf") or n_done < 1:
         raise MeasurementError(f"{peer.program.name} printed {rate} images/s of {n_done} images")
-    return n_done, n_done / rate, seconds
+    work = n_done / rate
+    return PeerRun(n_done, work, seconds, None if decode_share is None else decode_share * work)
 
 
-def _stated(line: str) -> tuple[float, int | None] | None:
-    """Return the rate and the images that a line of a program's output states, if it does."""
+def _stated(line: str) -> tuple[float, int | None, float | None] | None:
+    """Return the rate, the images and the decoding that a line of output states, if it does."""
     try:
         stated = json.loads(line)
-        n_images = stated.get("images")
-        return float(stated["images_per_s"]), None if n_images is None else int(n_images)
+        n_images, share = stated.get("images"), stated.get("decode_share")
+        return (
+            float(stated["images_per_s"]),
+            None if n_images is None else int(n_images),
+            None if share is None else float(share),
+        )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
 def run_process(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    core: int | None = None,
 ) -> tuple[float, str]:
     """Run a command in an environment without this driver's JVM; return seconds and its output.
+
+    Args:
+        command: what to run.
+        environment: to be added.
+        core: the only one that it may use.
 
     Raises:
         MeasurementError: it failed, or took longer than an hour; says its last line.
     """
     name = next((Path(part).name for part in command if part.endswith(".py")), command[0])
+    if core is not None:
+        command = ["taskset", "--cpu-list", str(core), *command]
     began = time.perf_counter()
     try:
         done = subprocess.run(

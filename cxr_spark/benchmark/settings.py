@@ -13,8 +13,14 @@ from cxr_spark.dataset.root import list_images, no_images
 from cxr_spark.errors import UserError, one_of
 from cxr_spark.files import check_writable
 
-# With --peers they are run whatever the sections; 'peers' alone is nothing but them.
-SECTIONS = ("engine", "extraction", "training", "reader", "grid", "peers")
+# With --peers they are run whatever the sections, but for those of OF_PROCESSES alone; 'peers'
+# alone is nothing but them.
+SECTIONS = (
+    "engine", "extraction", "training", "reader", "maps", "cores", "pass", "growth", "grid",
+    "peers",
+)  # fmt: skip
+# Those that start our job as a process of its own.
+OF_PROCESSES = ("maps", "cores", "pass", "growth")
 BY_DEFAULT = ("engine", "extraction", "training", "reader")
 # So many generated images: the marginal rate is that of three quarters of them.
 N_GENERATED = 1600
@@ -49,6 +55,16 @@ class Settings:
     out: Path | None
     feature_maps: bool
     sections: tuple[str, ...]
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the programs of ``peers`` are run in turn with ours."""
+        return self.peers is not None and not set(self.sections) <= set(OF_PROCESSES)
+
+    @property
+    def submits(self) -> bool:
+        """Whether our job is started as a process of its own."""
+        return self.pairs or bool(set(OF_PROCESSES) & set(self.sections))
 
     @property
     def extracts(self) -> bool:
@@ -93,7 +109,7 @@ def read_settings(given: dict[str, Any]) -> Settings:
 def _check_images(images: Path, sections: tuple[str, ...], *, with_peers: bool) -> None:
     if is_pack(images):
         check_pack(images)
-        of_files = [name for name in ("engine", "grid", "peers") if name in sections]
+        of_files = [name for name in ("engine", "pass", "grid", "peers") if name in sections]
         if of_files or with_peers:
             raise UserError(
                 f"Expected a folder of image files for {', '.join(of_files) or 'peers'}, which "

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr_spark.benchmark.extraction import load, measure_extraction, timed_extract
+from cxr_spark.benchmark.growth import measure_growth, measure_memory
 from cxr_spark.benchmark.heads import measure_reader, measure_training
 from cxr_spark.benchmark.images import ImageSet
 from cxr_spark.benchmark.ours import Submitter, peer_weights, write_properties
-from cxr_spark.benchmark.peers import GRID, Peer, find_programs, measure_peer, measure_whole
+from cxr_spark.benchmark.peers import (
+    CEILING,
+    GRID,
+    Peer,
+    find_programs,
+    measure_peer,
+    measure_whole,
+)
 from cxr_spark.benchmark.rows import MeasurementError, Row, failed_row, rate_row
 from cxr_spark.benchmark.settings import Settings
+from cxr_spark.benchmark.variants import measure_cores, measure_maps, measure_pass
+from cxr_spark.session_checks import is_local
 from cxr_spark.spark import open_session
 
 if TYPE_CHECKING:
@@ -47,14 +58,19 @@ def run_spark_sections(
         add: takes the rows of each section.
     """
     properties = folder / "spark.conf"
-    if settings.peers is not None:
-        write_properties(properties)
+    master = write_properties(properties) if settings.submits else ""
     if settings.extracts:
         _in_session(settings, sets, folder, core_rates, add)
     elif "training" in settings.sections:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
-    if settings.peers is not None:  # with no session open, which would hold a cluster's cores
-        programs = find_programs(settings.peers)
+    if not settings.submits:
+        return
+    # From here on with no session open, which would hold a cluster's cores.
+    programs = [] if settings.peers is None else find_programs(settings.peers)
+    for images in sets:
+        submitter = Submitter(jobs, properties, images.root, settings.weights, folder)
+        _run_variants(settings, programs, images, submitter, add, local=is_local(master))
+    if settings.pairs:
         if "grid" not in settings.sections and any(p.stem == GRID for p in programs):
             programs = [program for program in programs if program.stem != GRID]
             add([failed_row(GRID, "not run: add grid to --sections, which takes minutes")])
@@ -72,16 +88,31 @@ def _in_session(
 ) -> None:
     began = time.perf_counter()
     with open_session("cxr_spark benchmark") as spark:
-        add([rate_row("opening the session", [time.perf_counter() - began], unit="s")])
+        opened = time.perf_counter() - began
+        add(
+            [
+                rate_row("starting Spark's JVM, before Python", [_jvm_seconds(spark)], unit="s"),
+                rate_row("opening the session", [opened], unit="s"),
+            ]
+        )
         for name in settings.backbones:
             try:
-                backbone, row = load(settings, name, sets[-1], folder)
+                backbone, row = load(settings, name, folder)
                 add([row])
                 _measure_backbone(spark, settings, sets, backbone, folder, core_rates, add)
             except Exception as error:
                 add([_failed(f"extraction by {name}", error)])
     if "training" in settings.sections and not settings.feature_maps:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
+
+
+def _jvm_seconds(spark: SparkSession) -> float:
+    """Return how long before this process its JVM was started: spark-submit's part of a start."""
+    jvm: Any = spark.sparkContext._jvm
+    started = jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getStartTime() / 1e3
+    ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    since_boot = int(ticks) / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot - float(started)
 
 
 def _measure_backbone(
@@ -109,6 +140,57 @@ def _measure_backbone(
         add(_rows(f"training, {name}", train))
 
 
+def _run_variants(
+    settings: Settings,
+    programs: Sequence[Path],
+    images: ImageSet,
+    submitter: Submitter,
+    add: Add,
+    *,
+    local: bool,
+) -> None:
+    """Run the sections of our own job in other ways, each in a process of its own."""
+    bare = next((program for program in programs if program.stem == CEILING), None)
+    n_images, repeat, sections = len(images.paths), settings.repeat, settings.sections
+    for name in settings.backbones:
+        given = (submitter, name, images.name, n_images, repeat)
+        if "maps" in sections:
+            add(_rows(f"--feature-maps, {name}, {images.name}", partial(measure_maps, *given)))
+        if "growth" in sections:
+            add(_rows(f"line, {name}, {images.name}", partial(measure_growth, *given)))
+            memory = partial(measure_memory, *given) if local else _not_on_a_cluster
+            add(_rows(f"memory, {name}, {images.name}", memory))
+        if "cores" in sections:
+
+            def cores(name: str = name) -> list[Row]:
+                peer = None if bare is None else _peer(settings, bare, images, name)
+                return measure_cores(submitter, peer, name, images.name, n_images, repeat)
+
+            add(_rows(f"cores, {name}, {images.name}", cores if local else _not_on_a_cluster))
+    if "pass" in sections:
+
+        def one_pass() -> list[Row]:
+            if bare is None:
+                raise MeasurementError(f"not run: needs {CEILING}.py in the folder of --peers")
+            peers = [_peer(settings, bare, images, name) for name in settings.backbones]
+            return measure_pass(submitter, peers, images.name, n_images, repeat)
+
+        add(_rows(f"{len(settings.backbones)} backbones in one pass, {images.name}", one_pass))
+
+
+def _not_on_a_cluster() -> list[Row]:
+    raise MeasurementError("not run: with a local master only, whose processes can be looked at")
+
+
+def _peer(settings: Settings, program: Path, images: ImageSet, backbone: str) -> Peer:
+    """Return a program with a backbone's weights.
+
+    Raises:
+        MeasurementError: they are not there.
+    """
+    return Peer(program, images.name, images.root, backbone, peer_weights(settings, backbone))
+
+
 def _run_peers(
     settings: Settings,
     programs: Sequence[Path],
@@ -120,15 +202,14 @@ def _run_peers(
     for program in programs:
         for backbone in settings.backbones:
             try:
-                weights = peer_weights(settings, backbone)
+                peer = _peer(settings, program, images, backbone)
             except MeasurementError as error:
                 add([failed_row(f"{backbone} by {program.stem}", error)])
                 continue
-            peer = Peer(program, images.name, images.root, backbone, weights)
             if program.stem == GRID:
                 measure = partial(measure_whole, peer, partial(submitter.grid, backbone))
             else:
-                measure = partial(measure_peer, peer, partial(submitter.extract, backbone))
+                measure = partial(measure_peer, peer, partial(submitter.extract, [backbone]))
             what = f"{backbone} by {program.stem}"
             add(_rows(what, partial(measure, n_images, settings.repeat)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +12,10 @@ from typing import Any
 import cv2
 import pytest
 
+from cxr_spark.benchmark import engine
+from cxr_spark.benchmark.engine import EngineResult
+from cxr_spark.benchmark.images import find_images
+from tests.benchmark.test_peers import settings
 from tests.conftest import ROOT
 from tests.test_jobs import python
 
@@ -27,15 +30,24 @@ def blocked(folder: Path, names: tuple[str, ...]) -> str:
     return os.pathsep.join((str(folder), str(ROOT)))
 
 
-def run_engine(tmp_path: Path, backend: str, images: Path) -> dict[str, Any]:
+def run_engine(
+    tmp_path: Path, backend: str, images: Path, interpreter: str = sys.executable
+) -> dict[str, Any]:
     names = (
         FORBIDDEN if backend == "tensorflow" else (*FORBIDDEN, "tensorflow", "pandas", "pyarrow")
     )
     out = tmp_path / "bench.json"
     (tmp_path / "blocked").mkdir()
-    done = python(
-        "benchmark", "--engine-only", "--images", str(images), "--limit", "32", "--repeat", "1",
-        "--out", str(out), PYTHONPATH=blocked(tmp_path / "blocked", names), KERAS_BACKEND=backend,
+    done = subprocess.run(
+        [
+            interpreter, "jobs/benchmark.py", "--engine-only", "--images", str(images),
+            "--limit", "32", "--repeat", "1", "--out", str(out),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={
+            **os.environ, "PYTHONPATH": blocked(tmp_path / "blocked", names),
+            "KERAS_BACKEND": backend,
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     content: dict[str, Any] = json.loads(out.read_text())
@@ -66,10 +78,80 @@ def test_it_runs_with_neither_spark_nor_petastorm(tmp_path: Path, phantoms: Path
 def test_it_runs_without_tensorflow_where_keras_has_another_backend(
     tmp_path: Path, phantoms: Path
 ) -> None:
-    backend = next((name for name in ("jax", "torch") if importlib.util.find_spec(name)), None)
-    if backend is None:
-        pytest.skip("neither jax nor torch is installed")
-    check(run_engine(tmp_path, backend, phantoms), backend)
+    interpreter = os.environ.get("CXR_JAX_PYTHON")
+    if interpreter is None:
+        pytest.skip("make test-jax installs JAX and names its Python by CXR_JAX_PYTHON")
+    check(run_engine(tmp_path, "jax", phantoms, interpreter), "jax")
+
+
+def test_what_it_needs_can_be_imported_without_tensorflow(tmp_path: Path) -> None:
+    """With no backend at all: images are drawn, read, decoded and resized."""
+    code = """
+import sys
+from pathlib import Path
+import cxr_spark.benchmark.job
+from cxr_spark.benchmark.engine_worker import EngineWorker
+from cxr_spark.benchmark.images import KINDS, draw_images
+draw_images(Path(sys.argv[1]), KINDS[2], 8)
+worker = EngineWorker(0, 1, (224, 224))
+assert worker.use_images([bytes(path) for path in Path(sys.argv[1]).rglob("*.jpeg")]) == 8
+assert worker.read_decode(0.0)[0] == 32
+"""
+    names = (*FORBIDDEN, "tensorflow", "jax", "torch", "keras", "pandas", "pyarrow")
+    (tmp_path / "blocked").mkdir()
+    path = blocked(tmp_path / "blocked", names)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "images")], capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "jax"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+class OnGpu:
+    """Processes as the engine section asks them, of a GPU whose rates are known."""
+
+    def __init__(self, decode: float) -> None:
+        self.rates = {"read": 9000.0, "decode": decode, "forward": 5000.0, "core": 4500.0}
+        self.asked: list[str] = []
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        self.asked.append(method)
+        if method == "load":
+            return [{"float32": 0.0, "float16": 1e-3, "bfloat16": 2e-2}[arguments[2]]]
+        return [(100, 100 / self.rates.get(method, 1000.0))]
+
+    def ask_each(self, method: str, arguments: Any) -> list[Any]:
+        assert len(arguments) == 1
+        return [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "decode", "target", "why_none"),
+    [
+        ("NVIDIA H100 80GB HBM3", 6000.0, 1.0, ""),
+        ("NVIDIA H100 80GB HBM3", 3000.0, None, "cores decode 3,000 images/s"),
+        ("Tesla T4", 6000.0, None, "Tesla T4 is not known to be as fast as an A100"),
+    ],
+)
+def test_a_gpu_is_compared_with_decoding_alone_forward_alone_and_an_a100(
+    phantoms: Path, name: str, decode: float, target: float | None, why_none: str
+) -> None:
+    result = EngineResult({"backend": "tensorflow", "kind": "GPU", "name": name})
+    asked = settings(backbones=("ResNet50",), repeat=2)
+    section = engine._Section(asked, OnGpu(decode), 1, 0.0, result)  # type: ignore[arg-type]
+    section.measure([find_images(phantoms, 8, "phantoms")])
+    rows = {row.what: row for row in result.rows}
+    core = {p: rows[f"core, ResNet50{p}, phantoms"] for p in ("", " float16", " bfloat16")}
+    for row in core.values():
+        assert (row.rate, row.against) == pytest.approx((4500, min(decode, 5000)))
+        assert row.n_pairs == 2
+    assert [row.target for row in core.values()] == [0.85, 0.85, None]
+    assert "so that jobs compute in float32" in core[" bfloat16"].note
+    assert "core, ResNet50, phantoms, against an A100" not in rows
+    row = rows["core, ResNet50 float16, phantoms, against an A100"]
+    assert (row.rate, row.against, row.target) == pytest.approx((4500, 3900, target))
+    assert row.met is (None if target is None else True)
+    assert why_none in row.note
 
 
 def test_images_that_cannot_be_used_are_a_line_and_no_number(tmp_path: Path) -> None:

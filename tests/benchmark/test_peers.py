@@ -55,7 +55,7 @@ def ours(n_images: int) -> float:
 
 
 def test_pairs_give_the_marginal_rates_of_both_and_their_ratio(tmp_path: Path) -> None:
-    marginal, whole = measure_peer(peer(tmp_path, "keras_loop", WORKING), ours, 400, 3)
+    marginal, whole, fixed = measure_peer(peer(tmp_path, "keras_loop", WORKING), ours, 400, 3)
     assert marginal.rate == pytest.approx(RATE)
     assert marginal.against == pytest.approx(50.0)
     assert marginal.ratio == pytest.approx(2.0)
@@ -65,6 +65,7 @@ def test_pairs_give_the_marginal_rates_of_both_and_their_ratio(tmp_path: Path) -
     assert whole.against is not None
     assert whole.against > whole.rate  # the process does nothing but start
     assert whole.target is whole.met is None
+    assert (fixed.rate, fixed.unit) == (pytest.approx(START), "s")
 
 
 def test_ours_and_the_peer_take_turns_in_going_first(tmp_path: Path) -> None:

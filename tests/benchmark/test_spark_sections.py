@@ -45,7 +45,7 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     } <= set(rows), rows
     for what in ("reader, feature_map, MobileNetV3Small", "training, fc1024"):
         assert rows[what]["ratio"] > 0
-    assert rows["training, fc1024"]["note"] == "stored maps 40x7x7x576"
+    assert rows["training, fc1024"]["note"] == "10 epochs of stored maps 40x7x7x576"
     assert rows["reader, pooled, MobileNetV3Small"]["unit"] == "rows/s"
 
 
