@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cxr_spark.errors import RunFailed, UserError, nearest, without_credentials
+from cxr_spark.files import local_path
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
@@ -147,9 +148,13 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "sections": {
         "metavar": "A,B",
         "type": _names,
-        "help": "of engine, extraction, training, reader (by default these), grid, peers",
+        "help": "of engine, extraction, training, reader (by default these), maps, cores, pass, "
+        "growth, grid, peers",
     },
 }
+
+
+_FOLDERS = {"images", "features", "run", "out", "peers"}
 
 
 def parse_flags(
@@ -176,12 +181,22 @@ def parse_flags(
         options = {**_FLAGS[flag], **(meanings or {}).get(flag, {})}
         parser.add_argument(f"--{flag}", **options)
     given = vars(parser.parse_args(arguments))
+    for flag in _FOLDERS & given.keys():
+        if given[flag] is not None:
+            given[flag] = _mounted(flag, given[flag])
     # Asked for last, so that a misspelt flag is named even where this one is missing.
     always = [flag for flag in ("config", "run") if flag in flags][:1]
     missing = [f"--{flag}" for flag in (*always, *required) if given[flag] is None]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return given
+
+
+def _mounted(flag: str, folder: str) -> str:
+    try:
+        return local_path(folder)
+    except ValueError as error:
+        raise UserError(f"Expected --{flag} to be {error}. Received: {folder}") from None
 
 
 def read_experiment_flags(program: str, description: str, flags: Sequence[str]) -> Experiment:

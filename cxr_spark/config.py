@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cxr_spark.errors import UserError, nearest, one_of
+from cxr_spark.files import local_path
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -157,6 +158,11 @@ class Experiment(_Section):
     overwrite: bool = False
     refresh: bool = False
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    @field_validator("images", "features", "run")
+    @classmethod
+    def _a_folder(cls, value: str | None) -> str | None:
+        return None if value is None else local_path(value)
 
     @field_validator("image_size", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,23 @@ UNUSABLE = "[]{}*?#\\"
 # Radiographs of 20 million pixels and 16 bits are 40 MB before any compression. A larger file is
 # refused before it is read, so that none fills the memory of a worker.
 MAX_BYTES = 64 * 2**20
+
+
+def local_path(text: str) -> str:
+    """Return a folder as a path: of a ``file:`` URI what it names, else the text as it is.
+
+    Raises:
+        ValueError: it is the URI of something that is no mounted folder.
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+    if found is None:
+        return text
+    if found[1].lower() != "file" or re.match("file://[^/]", text, re.IGNORECASE):
+        raise ValueError(
+            "a folder that driver and executors have mounted at the same path: object stores and "
+            "HDFS (s3a:, gs:, abfss:, hdfs:) are not read in this version"
+        )
+    return "/" + text[len("file:") :].lstrip("/")
 
 
 def location(folder: Path) -> str:

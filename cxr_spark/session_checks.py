@@ -7,12 +7,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cxr_spark.errors import UserError
 from cxr_spark.installed import installed_version
-from cxr_spark.memory import address_space_mb, jvm_overhead_mb, to_mb
+from cxr_spark.memory import IMAGES_AT_ONCE, address_space_mb, jvm_overhead_mb, to_mb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,13 +48,13 @@ ENVIRONMENT = (
 )
 
 
-def check_settings(settings: Settings, worker_mb: int = 0) -> None:
+def check_settings(settings: Settings, worker_mb: Callable[[int], int] | None = None) -> None:
     """Refuse settings with which a run would hang, be killed or crawl, before Spark starts.
 
     Args:
         settings: Spark's, as given and by default of this package.
-        worker_mb: what a Python worker takes, by ``memory.worker_mb``; 0 where none will load a
-            backbone.
+        worker_mb: returns what a Python worker takes that is given so many images at once, by
+            ``memory.worker_mb``; None where none will load a backbone.
 
     Raises:
         UserError: one line, with the key to set.
@@ -63,9 +63,10 @@ def check_settings(settings: Settings, worker_mb: int = 0) -> None:
     _check_arrow(settings)
     _check_gpus(settings)
     _check_task_cpus(settings)
-    if worker_mb:
-        _check_address_space(settings, worker_mb)
-        _check_container(settings, worker_mb)
+    if worker_mb is not None:
+        needed = worker_mb(int(_number(settings, BATCH, IMAGES_AT_ONCE)))
+        _check_address_space(settings, needed)
+        _check_container(settings, needed)
 
 
 def is_local(master: str) -> bool:

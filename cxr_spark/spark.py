@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cxr_spark.errors import UserError
 from cxr_spark.session_checks import check_settings, check_versions
-from cxr_spark.spark_jobs import described, log_level
+from cxr_spark.spark_jobs import described, log_level, waiting_told
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -45,7 +45,10 @@ REDACTED = "*********(redacted)"
 
 @contextmanager
 def open_session(
-    name: str, *, meanwhile: Callable[[], object] = lambda: None, worker_mb: int = 0
+    name: str,
+    *,
+    meanwhile: Callable[[], object] = lambda: None,
+    worker_mb: Callable[[int], int] | None = None,
 ) -> Iterator[SparkSession]:
     """Yield the session of this job, with the package shipped to its executors, and stop it after.
 
@@ -55,7 +58,7 @@ def open_session(
         name: of the application.
         meanwhile: called when the JVM begins to start Spark, which takes it some seconds; whatever
             it sets going in another thread does not hold up Python's part of the start.
-        worker_mb: what a Python worker will take, by ``memory.worker_mb``; 0 where that is unknown.
+        worker_mb: as ``check_settings`` takes it.
 
     Raises:
         UserError: there is no Java, a setting would fail the run later, or executors have other
@@ -87,7 +90,7 @@ def open_session(
     with tempfile.TemporaryDirectory(prefix="cxr_spark-") as folder:
         try:
             spark.sparkContext.addPyFile(str(_zip_package(Path(folder))))
-            with described(spark, "asking executors for their packages"):
+            with described(spark, "asking executors for their packages"), waiting_told(spark):
                 check_versions(spark)
             yield spark
         finally:

@@ -75,6 +75,41 @@ def _stages(context: SparkContext, group: str) -> list[SparkStageInfo]:
     ]
 
 
+@contextmanager
+def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None]:
+    """Say, while the block's jobs run no task, that none is taken, and what may keep it from that.
+
+    Spark itself waits for ever, and says so at a level that is not shown.
+    """
+    context, conf = spark.sparkContext, spark.sparkContext.getConf()
+    keys = (
+        "spark.executor.cores", "spark.task.cpus", "spark.executor.memory",
+        "spark.executor.resource.gpu.amount",
+    )  # fmt: skip
+    asked = [f"{key}={conf.get(key)}" for key in keys if conf.get(key) is not None]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every_s):
+            tracker = context.statusTracker()
+            stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+            if any(stage and (stage.numActiveTasks or stage.numCompletedTasks) for stage in stages):
+                continue
+            log.warning(
+                "waiting: no executor of %s takes a task. Has it workers with so much free (%s), "
+                "and a task no more cores than an executor? The master's page says what there is",
+                context.master, ", ".join(asked) or "Spark's defaults",
+            )  # fmt: skip
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Progress:
     """Logs, while its block runs, how many images are done by the share of tasks that have ended.
 
@@ -122,14 +157,13 @@ class Progress:
             stages = _stages(self._context, self.group)
             share = sum(stage.numCompletedTasks for stage in stages) / self._n_tasks
             line = _progress_line(min(share, 1.0), self._n_images, time.monotonic() - began)
-            errors = f", {self.n_errors:,} errors" if self.n_errors else ""
-            log.info("%s: %s%s", self._what, line, errors)
+            log.info("%s: %s, %s errors so far", self._what, line, f"{self.n_errors:,}")
 
 
 def _progress_line(share: float, n_images: int, seconds: float) -> str:
-    """Say what is done; the rate counts the start of the tasks, so it tells little at first."""
+    """Say what is done; the rate counts the start of the tasks, so it is low at first."""
     done = f"about {share * n_images:,.0f} of {n_images:,} images"
-    if share < 0.25:
+    if share == 0:
         return f"{done}, {seconds:.0f} s so far"
     rate = share * n_images / seconds
     return f"{done}, {rate:,.1f} images/s, about {(1 - share) * seconds / share:.0f} s left"

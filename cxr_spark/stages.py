@@ -401,12 +401,12 @@ def _starting(
 
         name = f"cxr_spark extract {experiment.name}"
         graphs = experiment.backbones * len(experiment.preprocessing)
-        needed = worker_mb(graphs, experiment.image_size)
+        image_size = experiment.image_size
         try:
             with open_session(
                 name,
                 meanwhile=lambda: loading.append(pool.submit(load)),
-                worker_mb=needed,
+                worker_mb=lambda images: worker_mb(graphs, image_size, images_at_once=images),
             ) as spark:
                 yield spark, loading[0].result
         finally:

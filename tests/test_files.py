@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cxr_spark.errors import UserError
-from cxr_spark.files import disk_is_full, refuse_links, replacing, without_nan
+from cxr_spark.files import disk_is_full, local_path, refuse_links, replacing, without_nan
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,29 @@ def test_a_full_disk_is_known_by_its_number_and_by_what_java_says(
     error: Exception, full: bool
 ) -> None:
     assert disk_is_full(error) is full
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("file:///a/b c%20", "/a/b c%20"),
+        ("file:/a", "/a"),
+        ("FILE:///a", "/a"),
+        ("a/b", "a/b"),
+        ("c:/x", "c:/x"),
+        ("x:y/z", "x:y/z"),
+    ],
+)
+def test_a_folder_may_be_given_by_its_uri(text: str, path: str) -> None:
+    assert local_path(text) == path
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3a://b/f", "hdfs:/f", "abfss://c@a/f", "gs://b", "file://host/f"]
+)
+def test_what_no_node_has_mounted_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match="a folder that driver and executors have mounted"):
+        local_path(uri)
 
 
 def test_json_has_no_nan() -> None:

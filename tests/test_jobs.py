@@ -122,6 +122,8 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("grid", ["--images", "{images}", "--features", "{tmp}/flat/a.jpeg"], "is a file"),
         ("grid", ["--images", "{images}", "--features", "{tmp}/a[1]"], "has . ."),
         ("grid", ["--images", "{images}", "--features", ""], "valid --features.*1 character"),
+        ("grid", ["--images", "s3a://bucket/x"], "--images to be a folder that driver and exec"),
+        ("extract", ["--images", "{images}", "--features", "hdfs:/x"], "--features.*not read in"),
         ("grid", ["--limit", "3"], "images of every class in every split"),
         ("extract", ["--features", "{tmp}/features"], "Expected --images"),
         ("extract", ["--images", "{images}"], "Expected --features"),

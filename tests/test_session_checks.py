@@ -12,6 +12,7 @@ from cxr_spark import session_checks
 from cxr_spark.errors import UserError
 from cxr_spark.memory import address_space_mb, jvm_overhead_mb
 from cxr_spark.session_checks import (
+    BATCH,
     check_settings,
     check_versions,
     installed_versions,
@@ -105,7 +106,7 @@ def test_a_wrong_setting_is_told_with_its_key(given: dict[str, str], told: str) 
     ],
 )
 def test_settings_that_work_pass(given: dict[str, str]) -> None:
-    check_settings(given, worker_mb=0 if "yarn" in given.values() else 2000)
+    check_settings(given, None if "yarn" in given.values() else lambda _: 2000)
 
 
 def test_arrow_that_the_environment_takes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,14 +133,26 @@ def test_the_container_must_hold_its_workers(
     needed = jvm_overhead_mb(heap_mb) + n_workers * 1500
     given = {**given, "spark.master": master}
     with pytest.raises(UserError, match=f"spark.executor.memoryOverhead={needed}m.*the default"):
-        check_settings(given, worker_mb=1500)
+        check_settings(given, lambda _: 1500)
     less = {**given, "spark.executor.memoryOverhead": f"{needed - 1}m"}
     with pytest.raises(UserError, match=f"Overhead={needed}m.*Overhead={needed - 1}m"):
-        check_settings(less, worker_mb=1500)
-    check_settings({**given, "spark.executor.memoryOverhead": str(needed)}, worker_mb=1500)
+        check_settings(less, lambda _: 1500)
+    check_settings({**given, "spark.executor.memoryOverhead": str(needed)}, lambda _: 1500)
     python = address_space_mb(1500) * int(given.get("spark.executor.cores", "1"))
-    check_settings({**given, "spark.executor.pyspark.memory": f"{python}m"}, worker_mb=1500)
-    check_settings(given, worker_mb=0)
+    check_settings({**given, "spark.executor.pyspark.memory": f"{python}m"}, lambda _: 1500)
+    check_settings(given, None)
+
+
+@pytest.mark.parametrize(("given", "images"), [({}, 256), ({BATCH: "2048"}, 2048)])
+def test_a_worker_takes_what_the_images_of_a_batch_take(given: dict[str, str], images: int) -> None:
+    asked: list[int] = []
+
+    def worker_mb(images_at_once: int) -> int:
+        asked.append(images_at_once)
+        return 100
+
+    check_settings({**given, "spark.master": YARN}, worker_mb)
+    assert asked == [images]
 
 
 def test_the_default_overhead_is_sparks_own() -> None:
@@ -150,8 +163,8 @@ def test_the_default_overhead_is_sparks_own() -> None:
         ("spark.executor.minMemoryOverhead", "3g"),
     ):
         with pytest.raises(UserError, match="Received: 1024m, the default"):
-            check_settings(given, worker_mb=1500)
-        check_settings({**given, key: factor}, worker_mb=1500)
+            check_settings(given, lambda _: 1500)
+        check_settings({**given, key: factor}, lambda _: 1500)
 
 
 @pytest.mark.parametrize("master", ["local[4]", STANDALONE, YARN])
@@ -164,8 +177,8 @@ def test_a_limit_of_address_space_must_hold_a_worker_on_every_master(master: str
         **enough,
     }
     with pytest.raises(UserError, match=f"pyspark.memory of at least {needed * 4}m"):
-        check_settings(given, worker_mb=1000)
-    check_settings({**given, "spark.executor.pyspark.memory": f"{needed * 4}m"}, worker_mb=1000)
+        check_settings(given, lambda _: 1000)
+    check_settings({**given, "spark.executor.pyspark.memory": f"{needed * 4}m"}, lambda _: 1000)
 
 
 @pytest.mark.parametrize(

@@ -253,12 +253,13 @@ def _on_gpu(placement: Placement) -> Iterator[None]:
     import tensorflow as tf
 
     device = task_device(placement)
-    if device.kind == "GPU" and device.index >= len(tf.config.list_logical_devices("GPU")):
+    on_gpu = device.kind == "GPU" and not device.pretended
+    if on_gpu and device.index >= len(tf.config.list_logical_devices("GPU")):
         raise UserError(
             f"Spark gave this task the GPU {device.address}, and TensorFlow does not see it. "
             "Install tensorflow[and-cuda] and the driver on executors."
         )
-    with tf.device(device.name if device.kind == "GPU" else "/CPU:0"):
+    with tf.device(device.name if on_gpu else "/CPU:0"):
         yield
 
 

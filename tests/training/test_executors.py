@@ -15,9 +15,11 @@ from pyspark.sql import SparkSession
 
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.tasks import PNEUMONIA
+from cxr_spark.engine.device import Device
 from cxr_spark.errors import RunFailed, UserError
+from cxr_spark.placement import Placement
 from cxr_spark.stages import run_train
-from cxr_spark.training import executors
+from cxr_spark.training import executors, worker
 from cxr_spark.training.assign import Assigned
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.executors import longest_first, why_failed
@@ -207,6 +209,32 @@ def test_an_executor_that_lacks_folders_or_has_other_packages_is_named(
 def test_a_failed_job_is_told_in_a_line(text: str, told: str, works: dict[str, Work]) -> None:
     ordered = [works["ResNet50-none-gap"], works["ResNet50-none-fc1024"]]
     assert why_failed(text, ordered).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("device", "refused"),
+    [
+        (Device("CPU"), False),
+        (Device("GPU", 1, "1", pretended=True), False),
+        (Device("GPU", 1, "1"), True),
+    ],
+    ids=["the processor", "a pretended GPU", "a GPU that is not seen"],
+)
+def test_heads_are_placed_on_the_device_of_their_task(
+    monkeypatch: pytest.MonkeyPatch, device: Device, refused: bool
+) -> None:
+    import tensorflow as tf
+
+    monkeypatch.setattr(worker, "task_device", lambda _: device)
+    if refused:
+        with (
+            pytest.raises(UserError, match="the GPU 1, and TensorFlow does not see it"),
+            worker._on_gpu(Placement()),
+        ):
+            pass
+        return
+    with worker._on_gpu(Placement()):
+        assert tf.constant(1.0).device.endswith("CPU:0")
 
 
 def test_outcomes_come_back_as_they_were_sent() -> None:
