@@ -161,6 +161,29 @@ def test_every_master_gives_the_same_features_and_manifest(
         assert_same(other_rows, rows)
 
 
+def test_a_grid_on_a_cluster_finds_what_one_machine_finds(
+    cluster: str, phantoms: Path, config: Path, tmp_path: Path
+) -> None:
+    """Heads are trained by executors there and by the driver here; sums may round otherwise."""
+    results = []
+    for i, (master, flags) in enumerate((("local[2]", []), (cluster, ["--distribute-heads"]))):
+        done = submit(
+            "--properties-file", str(ROOT / "conf" / "spark-local.conf"),
+            *CORES_ARE_THERE, *QUICK_EXECUTORS,
+            "--conf", "spark.executor.memory=700m", "--conf", "spark.driver.host=127.0.0.1",
+            "jobs/grid.py", "--config", str(config), "--images", str(phantoms),
+            "--run", str(tmp_path / f"run-{i}"), *flags,
+            master=master,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:]
+        results.append(pd.read_csv(tmp_path / f"run-{i}" / "results.csv"))
+    here, there = results
+    told = ["configuration", "seed", "n_train", "n_val", "n_test", "selected"]
+    pd.testing.assert_frame_equal(here[told], there[told])
+    for measure in ("test_auc", "val_auc"):
+        assert (here[measure] - there[measure]).abs().max() <= 0.01
+
+
 def test_executors_with_other_packages_are_refused_in_one_line(
     cluster: str, phantoms: Path, config: Path, tmp_path: Path
 ) -> None:
@@ -229,7 +252,7 @@ def test_the_files_for_a_standalone_cluster_are_run(
 def test_each_task_computes_on_the_gpu_that_spark_gave_it(
     phantoms: Path, config: Path, reference: Extracted, tmp_path: Path
 ) -> None:
-    """Two pretended GPUs of one executor are two logical devices, and features are the same."""
+    """Two pretended GPUs of each executor are its logical devices, and features are the same."""
     discovery = tmp_path / "discover.sh"
     discovery.write_text('#!/bin/sh\necho \'{"name": "gpu", "addresses": ["0", "1"]}\'\n')
     discovery.chmod(0o755)
@@ -238,15 +261,21 @@ def test_each_task_computes_on_the_gpu_that_spark_gave_it(
         "spark.worker.resource.gpu.amount 2\n"
         f"spark.worker.resource.gpu.discoveryScript {discovery}\n"
     )
-    with started(tmp_path, ["--cores", "2", "--properties-file", str(resources)]) as master:
+    worker = ["--cores", "2", "--properties-file", str(resources)]
+    with started(tmp_path, worker, worker) as master:
         rows, _, _ = extract(
             master, phantoms, config, tmp_path / "on-gpus",
             "spark.executor.cores=2", "spark.executor.resource.gpu.amount=2",
             "spark.task.resource.gpu.amount=1", "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1",
         )  # fmt: skip
     assert_same(rows, reference[0])
-    said = "".join(file.read_text() for file in (tmp_path / "work-0").rglob("stderr"))
-    for address in ("0", "1"):
-        assert f"on /CPU:{address} (GPU {address} of Spark), float32, batches of 128" in said
+    of_executors = [
+        "".join(file.read_text() for file in (tmp_path / f"work-{i}").rglob("stderr"))
+        for i in range(2)
+    ]
+    for said in of_executors:
+        for address in ("0", "1"):
+            assert f"on /CPU:{address} (GPU {address} of Spark), float32, batches of 128" in said
+    said = "".join(of_executors)
     by_worker = re.findall(r"on /CPU:(\d) .*process (\d+),", said)
     assert len(by_worker) == len(set(by_worker)), "a model was loaded twice for one address"

@@ -61,7 +61,8 @@ def test_rows_have_the_declared_columns_and_every_image(extracted, phantoms: Pat
         rows = read(features, record)
         assert list(rows.columns) == [
             "image_id", "path", "length", "modified", "patient_id", "finding", "official_split",
-            "height", "width", "pixels_digest", "pooled", "feature_map", "feature_map_scale",
+            "height", "width", "pixels_digest", "keys_checksum", "pooled", "pooled_checksum",
+            "feature_map", "feature_map_scale", "feature_map_checksum",
         ]  # fmt: skip
         files = sorted(str(p.relative_to(phantoms)) for p in phantoms.rglob("*.jpeg"))
         assert rows["image_id"].tolist() == files
