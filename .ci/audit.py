@@ -15,10 +15,13 @@ from typing import Any
 
 OURS = "cxr-spark"  # on no index
 
-# Advisories of versions that petastorm forces (setuptools<70), and why they do not reach us.
+# Advisories of versions that petastorm forces, and why they do not reach us.
 ACCEPTED = {
     "CVE-2024-6345": "in setuptools' package_index, which downloads: nothing here calls it",
     "CVE-2025-47273": "in setuptools' package_index, which downloads: nothing here calls it",
+    "CVE-2025-53644": "in OpenCV's JPEG decoder: Pillow decodes every image here",
+    "CVE-2025-69872": "in diskcache, of petastorm's local-disk cache, which is never asked for",
+    "CVE-2025-50817": "in future, disputed: a module test on the path, which none here has",
 }
 
 

@@ -79,14 +79,16 @@ def refuse_links(folder: Path, flag: str) -> None:
     """Refuse an output folder that holds a link: what is written there would land elsewhere.
 
     Raises:
-        UserError: names the link.
+        UserError: names the first link, in any folder below.
     """
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if entry.is_symlink():
-            raise UserError(
-                f"Expected --{flag} to hold no links, where what is written would land elsewhere. "
-                f"Received: {entry} (to {os.readlink(entry)}). Remove it, or give another --{flag}."
-            )
+    for place, folders, names in os.walk(folder):  # which follows none
+        for entry in (Path(place, name) for name in sorted((*folders, *names))):
+            if entry.is_symlink():
+                raise UserError(
+                    f"Expected --{flag} to hold no links, where what is written would land "
+                    f"elsewhere. Received: {entry} (to {os.readlink(entry)}). Remove it, or give "
+                    f"another --{flag}."
+                )
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ import pandas as pd
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.evaluation.rules import Rules
+from cxr_spark.extraction.lock import locked
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.files import check_writable, without_nan, write_json
 from cxr_spark.training.head_table import TABLE, head_table
@@ -77,12 +78,30 @@ def run_train(
     from cxr_spark.training.job import train
 
     features, run = _required(experiment, "features"), _required(experiment, "run")
-    with _tracking(run, experiment.mlflow, experiment.name):
+    check_run(run, experiment)
+    with _tracking(run, experiment.mlflow, experiment.name), _alone(run):
         with _keeping(run, command, extraction_seconds):
             trained_on = train(experiment, features, run, _heads_session(experiment, spark))
         check_leaks(run, features, trained_on)
         write_averages(run, experiment)
         write_results(run)
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process; where nothing comes of it, no folder is left.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    created = not run.exists()
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(run, "run"):
+            yield
+    finally:
+        if created and not any(run.iterdir()):
+            run.rmdir()
 
 
 def _heads_session(
@@ -147,14 +166,19 @@ def run_report(run: Path, mlflow: str | None = None) -> None:
 
 
 def _report(run: Path) -> None:
+    content = read_experiment(run)
+    check_writable(run, "run")
+    with _alone(run):
+        _write_report(run, content)
+
+
+def _write_report(run: Path, content: dict[str, Any]) -> None:
     from cxr_spark.evaluation.results import roc_points
     from cxr_spark.evaluation.select import SELECTION_RULE
     from cxr_spark.leak_check import read_leaks
     from cxr_spark.report.model_card import write_model_card
     from cxr_spark.report.page import RunMeasures, write_report
 
-    content = read_experiment(run)
-    check_writable(run, "run")
     found, predictions = write_results(run, show=False)
     records = trained(run)
     rules, positive = _rules(content), content["task"]["positive"]

@@ -81,7 +81,7 @@ def test_a_session_takes_every_file_for_the_papers_six_backbones(file: Path) -> 
     masters = {"standalone": "spark://host:7077", "kubernetes": "k8s://https://host:6443"}
     kind = file.stem.split("-")[1]
     given = {"spark.master": masters.get(kind, ""), **read(file.name)}
-    check_settings({**DEFAULTS, **given}, worker)
+    check_settings({**DEFAULTS, **given}, lambda _: worker)
     if kind in ("yarn", "kubernetes"):
         less = jvm_overhead_mb(to_mb("", given["spark.executor.memory"])) + worker
         assert to_mb("", given["spark.executor.memoryOverhead"]) >= less

@@ -73,6 +73,11 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     refuse_links(tmp_path / "new", "run")
     (tmp_path / "heads").mkdir()
     refuse_links(tmp_path, "run")
+    (tmp_path / "_parts").mkdir()
+    (tmp_path / "_parts" / "0a").symlink_to("/elsewhere")
+    with pytest.raises(UserError, match=r"--features to hold no links.*0a \(to /elsewhere\)"):
+        refuse_links(tmp_path, "features")
+    (tmp_path / "_parts" / "0a").unlink()
     (tmp_path / "figures").symlink_to("/nowhere")
     with pytest.raises(UserError, match=r"--run to hold no links.*figures \(to /nowhere\)"):
         refuse_links(tmp_path, "run")

@@ -149,7 +149,7 @@ def test_a_worker_takes_what_the_images_of_a_batch_take(given: dict[str, str], i
 
     def worker_mb(images_at_once: int) -> int:
         asked.append(images_at_once)
-        return 100
+        return 0
 
     check_settings({**given, "spark.master": YARN}, worker_mb)
     assert asked == [images]

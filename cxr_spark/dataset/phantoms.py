@@ -55,19 +55,26 @@ def draw_phantoms(root: Path, *, n_images: int, image_size: int, seed: int) -> N
     stored = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
     if stored == {**wanted, "complete": True}:
         return
-    if stored is not None:  # phantoms of other arguments, or not all of them
-        shutil.rmtree(root)
-    elif root.exists():
+    if stored is None and root.exists():
         raise UserError(f"Expected no folder where phantoms are to be drawn. Received: {root}")
-    root.mkdir(parents=True)
-    marker.write_text(json.dumps({**wanted, "complete": False}) + "\n", encoding="utf-8")
+    # Beside, and moved when they are all there; what a killed run left of it goes.
+    drawn = root.with_name(f"_drawing-{root.name}")
+    if drawn.exists():
+        shutil.rmtree(drawn)
+    drawn.mkdir(parents=True)
     for plan in _plan(n_images, seed):
-        file = root / plan.image_id
+        file = drawn / plan.image_id
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = draw_phantom(plan.finding, image_size, seed, plan.patient, plan.image_id)
         encoded = cv2.imencode(".jpeg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
         file.write_bytes(encoded)
-    marker.write_text(json.dumps({**wanted, "complete": True}) + "\n", encoding="utf-8")
+    told = json.dumps({**wanted, "complete": True})
+    (drawn / MARKER).write_text(f"{told}\n", encoding="utf-8")
+    if stored is not None:  # phantoms of other arguments
+        before = drawn / "before"
+        root.rename(before)
+        shutil.rmtree(before)
+    drawn.rename(root)
 
 
 def name_phantoms(n_images: int, seed: int) -> list[str]:

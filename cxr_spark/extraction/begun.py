@@ -90,7 +90,7 @@ def begun(outputs: Outputs, backbone: LoadedBackbone) -> Begun:
             check_files(outputs.features, finished)
             failures += (
                 tuple(error[name] for name in ERROR_COLUMNS)
-                for error in read_errors(outputs.features, fingerprint)
+                for error in read_errors(outputs.features, finished)
                 if error["stage"] != "path"
             )
     has_maps = outputs.feature_maps or bool(finished and finished.feature_map_shape)

@@ -154,7 +154,7 @@ def _extract(
         _clear_staging(features)
         # A manifest alone would bind the folder.
         if accepted and not record_files(features) and not has_parts(features):
-            shutil.rmtree(features / "manifest")
+            _remove(features, "manifest")
     return [_record_of(request, backbone) for backbone in backbones]
 
 
@@ -198,7 +198,16 @@ def clear_store(features: Path) -> None:
         shutil.rmtree(record.parent)
     if (features / "manifest" / MANIFEST_RECORD).exists():
         for name in ("errors", "manifest"):
-            shutil.rmtree(features / name, ignore_errors=True)
+            _remove(features, name)
+
+
+def _remove(features: Path, name: str) -> None:
+    """Remove a folder at once, or not at all: half a manifest would be nobody's."""
+    if (features / name).exists():
+        staging = features / f"{STAGING}{uuid.uuid4().hex}"
+        staging.mkdir()
+        (features / name).rename(staging / name)
+        shutil.rmtree(staging)
 
 
 def _damaged(features: Path) -> list[str]:

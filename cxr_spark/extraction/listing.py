@@ -13,7 +13,7 @@ from cxr_spark.config import Experiment
 from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
-from cxr_spark.extraction.store import LISTING_COLUMNS
+from cxr_spark.extraction.store import LISTING_COLUMNS, parquet_files
 from cxr_spark.files import location, write_json
 from cxr_spark.spark_jobs import described
 
@@ -39,6 +39,7 @@ class Listing:
         digest: of the set of their names, sizes, times, and what the paths say.
         limit: how many images a sample was cut to; None for all of a folder.
         places: digest of where each image lies; empty in records of before it was kept.
+        files: bytes of each of the manifest's Parquet files by name.
     """
 
     n_images: int
@@ -46,6 +47,7 @@ class Listing:
     digest: str
     limit: int | None = None
     places: str = ""
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def n_usable(self) -> int:
@@ -57,24 +59,41 @@ class Listing:
         return (self.n_images, self.digest) == (other.n_images, other.digest)
 
 
-def write_listing_record(manifest: Path, listing: Listing) -> None:
-    """Write the record into a manifest's folder; without it the folder is not ours."""
+def write_listing_record(manifest: Path, listing: Listing) -> Listing:
+    """Write the record into a manifest's folder, and return it with the files that are there.
+
+    Without a record the folder is not ours.
+    """
+    listing = dataclasses.replace(listing, files=_files(manifest))
     write_json(manifest / MANIFEST_RECORD, dataclasses.asdict(listing))
+    return listing
+
+
+def _files(manifest: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in parquet_files(manifest)}
 
 
 def read_listing_record(features: Path) -> Listing | None:
     """Return the record of a features folder's manifest, or None where it has none.
 
     Raises:
-        UserError: the record is damaged.
+        UserError: the record is damaged, or its files are not those that were written.
     """
     file = features / "manifest" / MANIFEST_RECORD
     if not file.exists():
         return None
     try:
-        return Listing(**json.loads(file.read_text(encoding="utf-8")))
+        listing = Listing(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"Expected the record of a manifest. Received: {file} ({error})") from error
+    found = _files(file.parent)
+    if found != listing.files:
+        other = sorted(dict(found.items() ^ listing.files.items()))[0]
+        raise UserError(
+            f"Expected the files that {file} names. Received: {file.parent / other}, which is "
+            "missing, cut or foreign. Extract again with --overwrite."
+        )
+    return listing
 
 
 def stage_listing(
@@ -122,8 +141,7 @@ def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listin
         f"{(row[name] or 0) & (2**64 - 1):016x}" for name in ("digest", "places")
     )
     listing = Listing(row["n_images"], row["n_refused"], digest, limit, places)
-    write_listing_record(folder, listing)
-    return listing
+    return write_listing_record(folder, listing)
 
 
 def accept_listing(
@@ -174,8 +192,7 @@ def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> List
     """Have the manifest say where its images lie now; the same images may have been moved."""
     if stored.places == now.places:
         return stored
-    moved = dataclasses.replace(stored, places=now.places)
-    write_listing_record(beside, moved)
+    moved = write_listing_record(beside, dataclasses.replace(stored, places=now.places))
     _replace(manifest, beside)
     return moved
 
@@ -218,7 +235,12 @@ def _check_is_related(
         )
     log.info("%d images are new since the last extraction", changes["n_new"])
     for what, kept, refreshed in (
-        ("changed", "their features are of the files as they were", "they are computed again"),
+        (
+            "changed",
+            "features that they have are of the files as they were, and those that have none "
+            "are errors",
+            "they are computed again",
+        ),
         ("gone", "their features stay", "their features go"),
     ):
         if n := changes[f"n_{what}"]:

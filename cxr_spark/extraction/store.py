@@ -281,16 +281,16 @@ def check_files(features: Path, record: ExtractionRecord) -> None:
         )
 
 
-def read_errors(features: Path, fingerprint: str) -> list[dict[str, Any]]:
+def read_errors(features: Path, record: ExtractionRecord) -> list[dict[str, Any]]:
     """Return the rows of an extraction's errors table, in ``ERROR_COLUMNS``, by ``image_id``.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or has other rows than the record says.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = features / "errors" / f"fingerprint={fingerprint}"
+    folder = features / "errors" / f"fingerprint={record.fingerprint}"
     try:
         rows: list[dict[str, Any]] = (
             pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pylist()
@@ -300,4 +300,9 @@ def read_errors(features: Path, fingerprint: str) -> list[dict[str, Any]]:
             f"Expected the errors table of an extraction. Received: {folder} ({error}). "
             "Extract again with --overwrite."
         ) from error
+    if len(rows) != record.n_errors:
+        raise UserError(
+            f"Expected {record.n_errors} rows in {folder}, as {RECORD_NAME} says. "
+            f"Received: {len(rows)}. Extract again with --overwrite."
+        )
     return sorted(rows, key=lambda row: str(row["image_id"]))

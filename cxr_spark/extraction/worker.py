@@ -168,7 +168,7 @@ def _extract(
                 outputs = run_batches(
                     forward, pixels, BATCH_SIZE[device.kind], on_gpu=device.kind == "GPU"
                 )
-                if problem := find_degenerate(outputs[0], pixels):
+                if problem := _find_degenerate(extraction.identity.fingerprint, outputs[0], pixels):
                     told = f"{extraction.identity.backbone} gave features that are {problem}"
                     failed = usable.head(1).assign(stage="features", error=told)
                     yield _without_features(failed, columns)
@@ -178,6 +178,18 @@ def _extract(
                     keys_checksum=keys,
                     **stored_features(outputs),
                 ).reindex(columns=columns)
+
+
+# The first image of each extraction that this process computed: its pixels and pooled features.
+_first: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = {}
+
+
+def _find_degenerate(
+    fingerprint: str, pooled: npt.NDArray[np.float32], pixels: list[npt.NDArray[Any]]
+) -> str | None:
+    """Look at a group beside the first image of this process: a group may be of one image."""
+    seen, features = _first.setdefault(fingerprint, (pixels[0].copy(), pooled[0].copy()))
+    return find_degenerate(np.vstack([features[None], pooled]), [seen, *pixels])
 
 
 def _sources(rows: pd.DataFrame, packs: PackReader) -> list[Source]:

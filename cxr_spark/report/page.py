@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -109,7 +110,9 @@ def write_report(run: Path, measures: RunMeasures) -> Path:
     for old in folder.glob("*.svg"):
         old.unlink()
     for picture in (bars, *learning, *roc, *close):
-        (folder / f"{picture.name}.svg").write_bytes(picture.svg)
+        # Names hold what the run folder says of its heads, and that may be anybody's.
+        name = re.sub(r"[^\w.+-]", "_", picture.name)
+        (folder / f"{name}.svg").write_bytes(picture.svg)
     environment = make_environment(image=_data_uri)
     script = files("cxr_spark.report").joinpath("sort.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html").render(

@@ -86,7 +86,7 @@ def train(
         check_same_features(run, fingerprints, (records[0].listing_digest, records[0].n_rows))
     with session() as spark:
         begin_run(run, experiment)
-        errors = read_errors(features, records[0].fingerprint)
+        errors = read_errors(features, records[0])
         update_experiment(run, **describe_run(records, images, assigned, errors))
         for folder in ("heads", "predictions"):
             (run / folder).mkdir(exist_ok=True)

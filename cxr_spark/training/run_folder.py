@@ -242,8 +242,11 @@ def clear_unfinished(run: Path) -> None:
 
 
 def clear_run(run: Path) -> None:
-    """Remove what a run writes, and nothing else that its folder may hold."""
-    for name in _OURS:
+    """Remove what a run writes, and nothing else that its folder may hold.
+
+    Last of all goes what says that it is a run: where this is stopped, it can be done again.
+    """
+    for name in reversed(_OURS):
         place = run / name
         if place.is_dir():
             shutil.rmtree(place)

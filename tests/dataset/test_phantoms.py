@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxr_spark.dataset import phantoms
 from cxr_spark.dataset.adapters import parse_kermany
 from cxr_spark.dataset.phantoms import draw_phantom, draw_phantoms, holds_phantoms, name_phantoms
 from cxr_spark.errors import UserError
@@ -40,6 +41,28 @@ def test_other_arguments_draw_other_phantoms_in_the_place_of_the_first(tmp_path:
     assert len(files(root)) == 70
     assert files(root) != first
     assert holds_phantoms(root)
+
+
+def test_what_a_killed_run_left_is_drawn_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it is killed, there is a folder of phantoms, or none."""
+    root, draw = tmp_path / "phantoms", phantoms.draw_phantom
+    drawn = iter(range(30))
+
+    def killed(*arguments):
+        if next(drawn, None) is None:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(phantoms, "draw_phantom", killed)
+    with pytest.raises(KeyboardInterrupt):
+        draw_phantoms(root, n_images=60, image_size=32, seed=0)
+    assert not root.exists()
+    monkeypatch.setattr(phantoms, "draw_phantom", draw)
+    draw_phantoms(root, n_images=60, image_size=32, seed=0)
+    assert len(files(root)) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["phantoms"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

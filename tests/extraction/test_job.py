@@ -181,7 +181,8 @@ def test_sparks_pages_say_what_each_job_is_for(
     def descriptions() -> dict[int, str | None]:
         jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
         each = (jobs.apply(i) for i in range(jobs.size()))
-        return {job.jobId(): job.description().getOrElse(None) for job in each}
+        told = ((job.jobId(), job.description()) for job in each)
+        return {job: said.get() if said.isDefined() else None for job, said in told}
 
     before = descriptions()
     few = experiment.model_copy(update={"limit": 20})

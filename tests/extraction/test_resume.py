@@ -13,6 +13,8 @@ import pytest
 
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction import resume
+from cxr_spark.extraction.job import clear_store
+from cxr_spark.extraction.listing import Listing, read_listing_record, write_listing_record
 from cxr_spark.extraction.one_pass import least_images, plan_shards
 from cxr_spark.extraction.store import check_files, list_extractions
 from tests.extraction.test_job import read, read_errors, run
@@ -283,6 +285,12 @@ def test_a_damaged_data_set_is_named_by_the_next_extraction(
     with pytest.raises(UserError, match=f"{name}, which is missing"):
         run(spark, experiment, phantoms, features)
     (again,) = run(spark, experiment, phantoms, features, overwrite=True)
+    listed = next((features / "manifest").glob("*.parquet"))
+    whole = listed.read_bytes()
+    listed.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=f"{listed.name}, which is missing, cut or foreign"):
+        run(spark, experiment, phantoms, features)
+    listed.write_bytes(whole)
     shutil.rmtree(features / "errors")
     with pytest.raises(UserError, match="Expected the errors table"):
         run(spark, experiment, phantoms, features)
@@ -358,6 +366,23 @@ def test_features_that_cannot_be_end_the_run_and_name_the_backbone(
     with pytest.raises(RunFailed, match="MobileNetV3Small gave features that are NaN or infinite"):
         run(spark, experiment, phantoms, tmp_path / "features")
     assert not (tmp_path / "features").exists()
+
+
+def test_a_manifest_goes_at_once_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run would leave half of one, which no later run could tell from a foreign folder."""
+    (tmp_path / "manifest").mkdir()
+    write_listing_record(tmp_path / "manifest", Listing(3, 0, "0"))
+
+    def killed(folder: Path, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cxr_spark.extraction.job.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        clear_store(tmp_path)
+    assert not (tmp_path / "manifest").exists()
+    assert read_listing_record(tmp_path) is None
 
 
 def test_a_second_run_on_one_folder_stops_with_one_line(

@@ -86,11 +86,12 @@ def test_every_part_of_the_identity_changes_the_fingerprint(change: dict[str, ob
 
 
 def test_the_fingerprint_never_changes() -> None:
-    assert IDENTITY.fingerprint == "211b0705f061cc92"
+    assert IDENTITY.fingerprint == "593886739effcd38"
 
 
 def test_errors_come_by_image_from_all_files(tmp_path: Path) -> None:
-    folder = tmp_path / "errors" / "fingerprint=abc"
+    record = make_record(n_errors=2)
+    folder = tmp_path / "errors" / f"fingerprint={record.fingerprint}"
     folder.mkdir(parents=True)
     rows = [
         {"image_id": name, "path": f"/{name}", "length": 0, "stage": "read", "error": "no"}
@@ -98,10 +99,12 @@ def test_errors_come_by_image_from_all_files(tmp_path: Path) -> None:
     ]
     for k, row in enumerate(rows):
         pq.write_table(pa.Table.from_pylist([{**row, "other": 1}]), folder / f"part-{k}.parquet")
-    assert read_errors(tmp_path, "abc") == rows[::-1]
+    assert read_errors(tmp_path, record) == rows[::-1]
+    with pytest.raises(UserError, match=f"Expected 3 rows in {folder}, as .* Received: 2"):
+        read_errors(tmp_path, make_record(n_errors=3))
     (folder / "part-1.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=f"Expected the errors table.*{folder}.*--overwrite"):
-        read_errors(tmp_path, "abc")
+        read_errors(tmp_path, record)
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -269,7 +272,7 @@ def test_an_edited_record_is_refused(tmp_path: Path, damage) -> None:
 
 
 def test_clearing_leaves_other_extractions_and_foreign_files(tmp_path: Path) -> None:
-    one, two = make_record(), make_record(identity=dataclasses.replace(IDENTITY, contract=3))
+    one, two = make_record(), make_record(identity=dataclasses.replace(IDENTITY, contract=1))
     (tmp_path / "notes").mkdir()
     clear_extractions(tmp_path, [one.fingerprint])  # no store yet
     stored = []

@@ -60,6 +60,25 @@ def test_a_warm_worker_has_every_graph_before_its_first_image(extraction: Extrac
     assert list(worker._forwards) == [(extraction.graph_file, Device("CPU"))]
 
 
+def test_features_that_are_the_same_are_noticed_where_a_group_is_one_image(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few images over many cores are a task each."""
+    monkeypatch.setattr(worker, "_load_forward", lambda *_: lambda batch: (np.ones((1, 8), "f4"),))
+    monkeypatch.setattr(worker, "_forwards", {})
+    monkeypatch.setattr(worker, "_first", {})
+    identity = Identity("MobileNetV3Small", "d" * 64, "none", SIZE)
+    extraction = Extraction(identity, "graph", "grey", ("pooled",))
+    rows = as_manifest(sorted(phantoms.rglob("*.jpeg"))[:2])
+    errors = []
+    for start in (0, 1, 0):  # the last one is of the first picture again
+        extract = worker.make_extractor([extraction], SIZE, Placement(), feature_maps=False)
+        (found,) = extract([rows[start : start + 1]])
+        errors += found["error"].tolist()
+    told = "MobileNetV3Small gave features that are the same for images that differ"
+    assert [isinstance(error, str) and error for error in errors] == [False, told, False]
+
+
 def test_for_a_gpu_threads_decode_ahead_and_another_computes_whole_batches(
     phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +114,7 @@ def test_for_a_gpu_threads_decode_ahead_and_another_computes_whole_batches(
     found = {}
     for device in (Device("GPU", 0, "0"), Device("CPU")):
         monkeypatch.setattr(worker, "_forwards", {})
+        monkeypatch.setattr(worker, "_first", {})
         monkeypatch.setattr(worker, "task_device", lambda _, device=device: device)
         extract = worker.make_extractor(
             [extraction], SIZE, Placement(task_cpus=2), feature_maps=False

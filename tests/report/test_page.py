@@ -359,6 +359,17 @@ def test_an_auc_below_one_is_never_shown_as_one(tmp_path: Path) -> None:
     assert page.count("<td>1.000</td>") == 4
 
 
+def test_figures_stay_in_their_folder_whatever_a_head_is_called(tmp_path: Path) -> None:
+    measures = make_measures()
+    results = measures.results.assign(backbone="x/../../../evil")
+    run = tmp_path / "a" / "run"
+    (run / "figures" / "roc_x").mkdir(parents=True)
+    write_report(run, make_measures(results=results))
+    assert not list(tmp_path.glob("*evil*"))
+    assert not list((tmp_path / "a").glob("*evil*"))
+    assert list((run / "figures").glob("roc_x_.._.._.._evil*.svg"))
+
+
 def test_intervals_that_do_not_overlap_name_no_rivals(tmp_path: Path) -> None:
     measures = make_measures()
     summary = measures.summary.assign(test_auc_high=measures.summary["test_auc"] + 0.001)

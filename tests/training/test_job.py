@@ -126,6 +126,22 @@ def test_a_grid_leaves_everything_that_the_run_folder_promises(tmp_path: Path) -
     assert sum(map(sum, measured["rows"][0]["confusion"])) == measured["rows"][0]["n_test"]
 
 
+def test_a_second_run_on_one_run_folder_stops_with_one_line(tmp_path: Path) -> None:
+    from cxr_spark.extraction.lock import locked
+
+    make_store(tmp_path / "features")
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(run, "run"):
+        for second in (
+            lambda: run_train(make_experiment(tmp_path, heads=["gap"])),
+            lambda: run_train(make_experiment(tmp_path, heads=["gap"], overwrite=True)),
+        ):
+            with pytest.raises(UserError, match="by one run at a time.*give another --run"):
+                second()
+        assert [path.name for path in run.iterdir()] == ["_lock"]
+
+
 def test_another_way_to_measure_trains_nothing_again(tmp_path: Path) -> None:
     make_store(tmp_path / "features")
     run = tmp_path / "run"
@@ -361,7 +377,7 @@ def test_damaged_features_are_told_however_they_are_read(tmp_path: Path, memory_
     (pooled,) = (
         column
         for column in map(group.column, range(group.num_columns))
-        if column.path_in_schema.startswith("pooled")
+        if column.path_in_schema.startswith("pooled.")
     )
     content = bytearray(file.read_bytes())
     start = pooled.dictionary_page_offset or pooled.data_page_offset
