@@ -115,6 +115,20 @@ def python_workers(executors: list[psutil.Process]) -> list[psutil.Process]:
     return list(found.values())
 
 
+def busy(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the processes that compute now, the busiest first: those that are in a task."""
+
+    def seconds(process: psutil.Process) -> float:
+        with contextlib.suppress(psutil.Error):
+            return float(sum(process.cpu_times()[:2]))
+        return 0.0
+
+    before = {process: seconds(process) for process in processes}
+    time.sleep(0.2)
+    used = {process: seconds(process) - before[process] for process in processes}
+    return sorted((p for p in processes if used[p] >= 0.05), key=lambda p: -used[p])
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Return whether a process runs, and is not merely remembered."""
     try:
