@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cxr_spark.backbones import BACKBONES
 from cxr_spark.config import Experiment, load_experiment
 from cxr_spark.errors import UserError
 from tests.conftest import ROOT
@@ -15,7 +16,7 @@ def write(tmp_path: Path, text: str) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("name", ["paper", "demo"])
+@pytest.mark.parametrize("name", ["paper", "demo", "systems", "three_classes"])
 def test_the_experiments_that_we_ship_are_valid(name: str) -> None:
     experiment = load_experiment(str(ROOT / "conf" / f"{name}.yaml"), {})
     assert experiment.name == name
@@ -27,6 +28,24 @@ def test_the_papers_experiment_is_the_papers() -> None:
     assert (paper.seeds, paper.split.seed, paper.split.unit) == ([0], 0, "image")
     assert (paper.training.epochs, paper.training.learning_rate) == (10, 0.001)
     assert (paper.preprocessing, paper.standardise) == (["none"], False)
+
+
+def test_the_systems_of_one_table_are_all_there() -> None:
+    """The paper's grid, what it cites, what it left to do, and what goes beyond."""
+    systems = load_experiment(str(ROOT / "conf" / "systems.yaml"), {})
+    assert set(systems.backbones) == set(BACKBONES)
+    classifiers = {
+        "logistic", "linear_svm", "rbf_svm", "random_forest", "gradient_boosting",
+        "nearest_neighbours",
+    }  # fmt: skip
+    plain = {"gap", "fc1024", "dnn3", "gap_balanced", *classifiers}
+    tuned = {f"tuned_{head}" for head in (*classifiers, "gap", "dnn3")}
+    assert set(systems.heads) == plain | tuned
+    assert systems.tuning is not None
+    assert systems.tuning.trials >= 50
+    assert systems.concatenations
+    assert systems.averages
+    assert load_experiment(str(ROOT / "conf" / "three_classes.yaml"), {}).task == "normal-bacteria-virus"
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

@@ -151,8 +151,9 @@ def _of_two(
         share = getattr(found, name)
         row[f"test_{name}"] = share.value
         row[f"test_{name}_low"], row[f"test_{name}_high"] = share.low, share.high
-    for name in ("accuracy", "sensitivity", "specificity"):
         row[f"test_{name}_at_half"] = getattr(at_half, name).value
+    row["test_f1_at_half"] = at_half.f1
+    row["test_balanced_accuracy_at_half"] = at_half.balanced_accuracy
     return threshold, row
 
 

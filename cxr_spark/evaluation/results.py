@@ -18,6 +18,8 @@ from cxr_spark.evaluation.bootstrap import (
     drawn_variance,
     macro_aucs,
     mean_over_seeds,
+    percentile_interval,
+    weighted_aucs,
 )
 from cxr_spark.evaluation.measures import Scored, draw_resamples, measure, scored
 from cxr_spark.evaluation.paper import paper_test_keras_auc
@@ -33,8 +35,8 @@ RESULT_COLUMNS = (
     "test_auc_bootstrap_low", "test_auc_bootstrap_high", "test_average_precision",
     "test_keras_auc", "threshold",
     *(f"test_{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
-    "test_f1", "test_balanced_accuracy", "test_accuracy_at_half", "test_sensitivity_at_half",
-    "test_specificity_at_half", "test_brier", "test_ece",
+    "test_f1", "test_balanced_accuracy", *(f"test_{name}_at_half" for name in SHARES),
+    "test_f1_at_half", "test_balanced_accuracy_at_half", "test_brier", "test_ece",
     "train_seconds", "paper_test_keras_auc",
     "cv_auc", "cv_spread", "selected", "difference", "p_holm", "demonstration",
 )  # fmt: skip
@@ -147,7 +149,7 @@ def summarise(
         results: what ``make_results`` returned.
         tests: of each configuration, its seeds' test images.
         rules: how measures are made.
-        resamples: drawings of test patients, for more than two classes.
+        resamples: drawings of test patients.
         verdict: what was selected: ``cv_auc`` and ``cv_spread`` of each configuration, whether it
             is ``selected``, its ``difference`` from the selected one with interval and ``p_holm``,
             and whether it is ``distinguishable`` from it.
@@ -156,6 +158,9 @@ def summarise(
     rows = []
     for keys, of_configuration in results.groupby(KEYS, sort=False):
         numbers = of_configuration.select_dtypes("number").mean().to_dict()
+        if len(of_configuration) > 1:  # the mean of several intervals' ends is no interval's end
+            ends = [name for name in numbers if name.endswith(("_low", "_high"))]
+            numbers |= dict.fromkeys(ends, float("nan"))
         row = {**dict(zip(KEYS, keys, strict=True)), **numbers, "n_seeds": len(of_configuration)}
         row["test_auc_min"] = of_configuration["test_auc"].min()
         row["test_auc_max"] = of_configuration["test_auc"].max()
@@ -174,10 +179,12 @@ def summarise(
 def _over_seeds(
     seeds: Sequence[Scored], mean: float, positive: int | None, resamples: Resamples
 ) -> dict[str, float]:
-    """Return interval, spread over seeds and their share of the variance, of the mean test AUC."""
+    """Return intervals, spread over seeds and their share of the variance, of the mean test AUC."""
     if positive is not None:
         truth = seeds[0].labels == positive
-        joint = over_seeds(truth, [s.scores[:, positive] for s in seeds], seeds[0].groups)
+        scores = [s.scores[:, positive] for s in seeds]
+        joined = mean_over_seeds([weighted_aucs(truth, s, resamples.weights) for s in scores])
+        joint = over_seeds(truth, scores, seeds[0].groups)
         interval, spread, share = joint.interval, joint.spread, joint.share
     else:
         drawn = [macro_aucs(s.labels, s.scores, resamples.weights) for s in seeds]
@@ -186,10 +193,13 @@ def _over_seeds(
         aucs = [macro_auc(s.labels, s.scores) for s in seeds]
         spread = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else float("nan")
         share = share_of_seeds(spread**2, drawn_variance(joined, seeds[0].fewest_patients))
+    beside = percentile_interval(interval.auc, joined)
     return {
         "test_auc": interval.auc,
         "test_auc_low": interval.low,
         "test_auc_high": interval.high,
+        "test_auc_bootstrap_low": beside.low,
+        "test_auc_bootstrap_high": beside.high,
         "test_auc_spread": spread,
         "seed_share": share,
     }

@@ -1,4 +1,4 @@
-"""How measures are made, fixed before a test image is scored."""
+"""How measures are made; nothing of it is chosen by test images."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from cxr_spark.evaluation.bootstrap import (
     weighted_aucs,
 )
 from cxr_spark.evaluation.intervals import auc_interval
-from tests.evaluation.test_intervals import make_layout
+from tests.evaluation.test_intervals import FULL, make_layout, studies
 
 
 def test_weighted_auc_is_that_of_images_repeated(rng: np.random.Generator) -> None:
@@ -52,6 +52,20 @@ def test_intervals_are_those_of_the_formula_nearly(rng: np.random.Generator) -> 
     drawn = percentile_interval(formula.auc, weighted_aucs(y_true, score, weights))
     assert drawn.low == pytest.approx(formula.low, abs=0.008)
     assert drawn.high == pytest.approx(formula.high, abs=0.008)
+
+
+@FULL
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+@pytest.mark.parametrize("auc", [0.80, 0.95, 0.98])
+def test_drawings_of_patients_cover_in_2000_studies(auc: float, correlation: float) -> None:
+    y_true, patients = make_layout()
+    weights = draw_patients(y_true.astype(int), patients, n_resamples=500).weights
+    covered = 0
+    for score in studies(auc, correlation, 2000):
+        interval = percentile_interval(auc, weighted_aucs(y_true, score, weights))
+        covered += interval.low <= auc <= interval.high
+    print(f"\nAUC {auc}, correlation {correlation}: {covered / 2000:.4f}")
+    assert 0.92 <= covered / 2000 <= 0.97
 
 
 def test_what_does_not_vary_has_no_interval() -> None:

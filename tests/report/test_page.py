@@ -33,6 +33,8 @@ def make_shown(results: pd.DataFrame) -> Shown:
     for name in ("sensitivity", "specificity", "ppv", "npv", "accuracy"):
         row |= {f"test_{name}": 0.8, f"test_{name}_low": 0.7, f"test_{name}_high": 0.9}
         row[f"test_{name}_at_half"] = 0.85
+    row |= {"test_f1_at_half": 0.7, "test_balanced_accuracy_at_half": 0.75}
+    row |= {"test_auc_bootstrap_low": 0.81, "test_auc_bootstrap_high": 0.96}
     line = np.linspace(0, 1, 5)
     wrong = {"truth": "NORMAL", "called": "PNEUMONIA", "score": 0.999}
     return Shown(
@@ -414,7 +416,7 @@ def test_the_answer_is_the_selected_configuration_and_not_the_highest(tmp_path: 
         "corrected for 3 tests (Holm)",
         "held out of its training its AUC was 0.990 (standard deviation over folds 0.004), on the "
         "test images it is 0.140 lower",
-        "Selected is the highest held-out AUC; this rule was fixed",
+        "Selected is the highest held-out AUC; this rule reads no test image.",
         "+0.050 < 0.001",
         "0.200 *",
     ):
@@ -434,6 +436,9 @@ def test_the_shown_configuration_is_told_at_its_threshold(tmp_path: Path) -> Non
         "The configuration of the highest test AUC: ResNet50-none-gap, seed 0",
         "on 5 test images of 4 patients",
         "positive predictive value 80.0 % 70.0 % to 90.0 % 85.0 %",
+        "balanced accuracy 80.0 % 75.0 %",
+        "F1 0.750 0.700",
+        "the middle 95 % of 2000 drawings of test patients are 0.810 to 0.960.",
         "is NORMAL 3 1 75.0 % 0.900 (0.880 to 0.920)",
         "is PNEUMONIA 0 1 100.0 % 0.900",
         "Brier score 0.100, expected calibration error 0.050",

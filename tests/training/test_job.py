@@ -452,6 +452,7 @@ def test_three_classes_run_to_a_report(tmp_path: Path) -> None:
     run_report(tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "macro ROC AUC" in page
+    assert "of its variance over 2000 drawings of test patients" in page
     assert "BACTERIA" in page
 
 
