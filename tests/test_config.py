@@ -45,7 +45,8 @@ def test_the_systems_of_one_table_are_all_there() -> None:
     assert systems.tuning.trials >= 50
     assert systems.concatenations
     assert systems.averages
-    assert load_experiment(str(ROOT / "conf" / "three_classes.yaml"), {}).task == "normal-bacteria-virus"
+    three = load_experiment(str(ROOT / "conf" / "three_classes.yaml"), {})
+    assert three.task == "normal-bacteria-virus"
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

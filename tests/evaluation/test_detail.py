@@ -58,7 +58,8 @@ def test_curves_hold_the_areas_nearly(rng: np.random.Generator) -> None:
 def test_images_of_a_patient_are_drawn_together(rng: np.random.Generator) -> None:
     """Where a patient's images are alike, bands are wider than of as many patients as images."""
     table = make_predictions(rng)
-    of_few = table.assign(patient_id=[f"{label}-{k % 12}" for k, label in enumerate(table["label"])])
+    patients = [f"{label}-{k % 12}" for k, label in enumerate(table["label"])]
+    of_few = table.assign(patient_id=patients)
     table["score"] = of_few.groupby(["split", "patient_id"])["score"].transform("first")
     of_few["score"] = table["score"]
     width = []
