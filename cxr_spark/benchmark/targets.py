@@ -45,7 +45,7 @@ TRAINING = 0.95
 MAPS = 0.85
 CORES = 0.95
 PASS = 0.95
-# A worker's peak memory over a quarter of the images, of its peak over all.
+# A worker's peak memory over a tenth of the images, of its peak over all.
 MEMORY = 1 / 1.1
 
 # Of what the slower of decoding and the forward pass would let through alone, on a GPU.

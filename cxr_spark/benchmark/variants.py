@@ -144,8 +144,7 @@ def _in_turn(
     for k in range(repeat):
         log.info("%s, pair %d of %d", what, k + 1, repeat)
         if k % 2:
-            ours_first = ours()
-            yield ours_first, theirs()
+            yield ours(), theirs()
         else:
             other = theirs()
             yield ours(), other
