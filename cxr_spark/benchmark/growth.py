@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_spark.benchmark.ours import Submitter
+from cxr_spark.benchmark.ours import Trial
 from cxr_spark.benchmark.rows import MeasurementError, Row, rate_row, ratio_row
-from cxr_spark.benchmark.settings import N_WARM_UP
 from cxr_spark.benchmark.targets import MEMORY
 
 log = logging.getLogger(__name__)
@@ -23,69 +22,54 @@ SECONDS_BETWEEN_LOOKS = 0.25
 N_TOLD = 8  # values of the curve in a row's note
 
 
-def measure_growth(
-    submitter: Submitter, backbone: str, images: str, n_images: int, repeat: int
-) -> list[Row]:
+def measure_growth(trial: Trial) -> list[Row]:
     """Fit a line to whole processes over an eighth, a quarter, half and all of the images.
 
     Args:
-        submitter: starts our job.
-        backbone: the one that runs.
-        images: their name in the table.
-        n_images: the whole.
-        repeat: how often each size is run.
+        trial: what is run; each size as often as it says.
 
     Raises:
         MeasurementError: a job failed.
     """
-    submitter.extract([backbone], min(N_WARM_UP, n_images))
-    sizes = [n_images // 8, n_images // 4, n_images // 2, n_images] * repeat
+    trial.warm_up()
+    sizes = [trial.n_images // part for part in (8, 4, 2, 1)] * trial.repeat
     seconds = []
     for k, size in enumerate(sizes):
-        log.info("growth: %s, %s, %d of %d", backbone, images, k + 1, len(sizes))
-        seconds.append(submitter.extract([backbone], size))
+        log.info("growth: %s, %d of %d", trial.name, k + 1, len(sizes))
+        seconds.append(trial.extract(size))
     slope, fixed = np.polyfit(sizes, seconds, 1)
     farthest = float(np.abs(np.array(seconds) - fixed - slope * np.array(sizes)).max())
-    what = f"{backbone}, {images}"
     note = f"{slope * 1e3:.2f} ms an image; no run is farther than {farthest:.2f} s from the line"
-    return [rate_row(f"line, what does not grow, {what}", [float(fixed)], unit="s", note=note)]
+    return [
+        rate_row(f"line, what does not grow, {trial.name}", [float(fixed)], unit="s", note=note)
+    ]
 
 
-def measure_memory(
-    submitter: Submitter, backbone: str, images: str, n_images: int, repeat: int
-) -> list[Row]:
+def measure_memory(trial: Trial) -> list[Row]:
     """Measure the peak resident memory of one Python worker over a tenth of the images and all.
 
     Args:
-        submitter: starts our job, here with ``local[1]``.
-        backbone: the one that runs.
-        images: their name in the table.
-        n_images: the whole.
-        repeat: how many pairs.
+        trial: what is run, here with ``local[1]``.
 
     Raises:
         MeasurementError: a job failed, or no worker was seen.
     """
     pairs, curve = [], list[float]()
-    for k in range(repeat):
-        log.info("memory: %s, %s, pair %d of %d", backbone, images, k + 1, repeat)
-        tenth, _ = _watched(submitter, backbone, max(1, n_images // 10))
-        whole, curve = _watched(submitter, backbone, n_images)
+    for k in range(trial.repeat):
+        log.info("memory: %s, pair %d of %d", trial.name, k + 1, trial.repeat)
+        tenth, _ = _watched(trial, max(1, trial.n_images // 10))
+        whole, curve = _watched(trial, trial.n_images)
         pairs.append((tenth, whole))
     told = [curve[i * (len(curve) - 1) // (N_TOLD - 1)] for i in range(N_TOLD)]
     note = f"resident over the last run: {', '.join(f'{mb:,.0f}' for mb in told)}"
-    return [
-        ratio_row(
-            f"memory of one worker, a tenth, {backbone}, {images}", "all of them", pairs,
-            target=MEMORY, unit="MB", note=note,
-        )
-    ]  # fmt: skip
+    what = f"memory of one worker, a tenth, {trial.name}"
+    return [ratio_row(what, "all of them", pairs, target=MEMORY, unit="MB", note=note)]
 
 
-def _watched(submitter: Submitter, backbone: str, n_images: int) -> tuple[float, list[float]]:
+def _watched(trial: Trial, n_images: int) -> tuple[float, list[float]]:
     """Run our job with one worker; return its peak and what was resident over time, in MB."""
     with _looking() as seen:
-        submitter.extract([backbone], n_images, master="local[1]")
+        trial.extract(n_images, master="local[1]")
     if not seen:
         raise MeasurementError("no Python worker of Spark was seen in /proc")
     # Where Spark has started another one for a moment, the one that extracts is the larger.

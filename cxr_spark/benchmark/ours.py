@@ -14,7 +14,7 @@ from typing import Any
 from cxr_spark.backbones import BACKBONES, keras_home, weights_file
 from cxr_spark.benchmark.peers import run_process
 from cxr_spark.benchmark.rows import MeasurementError
-from cxr_spark.benchmark.settings import IMAGE_SIZE, Settings
+from cxr_spark.benchmark.settings import IMAGE_SIZE, N_WARM_UP, Settings
 from cxr_spark.errors import UserError
 from cxr_spark.session_checks import is_local
 
@@ -97,6 +97,38 @@ class Submitter:
             return run_process(command, core=core)[0]
         finally:
             shutil.rmtree(out, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Our extraction on some images, to be measured in one way or another.
+
+    Attributes:
+        submitter: starts our job.
+        backbones: in one pass.
+        images: their name in the table.
+        n_images: all of them.
+        repeat: how often each measurement is taken.
+    """
+
+    submitter: Submitter
+    backbones: tuple[str, ...]
+    images: str
+    n_images: int
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """The backbones and the images, as the table names them."""
+        return f"{', '.join(self.backbones)}, {self.images}"
+
+    def extract(self, n_images: int, **how: Any) -> float:
+        """Extract so many of the images as ``Submitter.extract`` does; return its seconds."""
+        return self.submitter.extract(self.backbones, n_images, **how)
+
+    def warm_up(self) -> None:
+        """Extract few images first: backbones are frozen once for all later processes."""
+        self.extract(min(N_WARM_UP, self.n_images))
 
 
 def check_scratch() -> None:

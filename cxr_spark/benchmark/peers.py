@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from cxr_spark.benchmark.pairs import quarter_and_whole, run_in_turn
 from cxr_spark.benchmark.rows import (
     MeasurementError,
     Pair,
@@ -23,8 +24,6 @@ from cxr_spark.benchmark.rows import (
 )
 from cxr_spark.benchmark.settings import N_WARM_UP
 from cxr_spark.benchmark.targets import Measure, find_target
-
-log = logging.getLogger(__name__)
 
 # What the programs share; no program itself.
 NO_PROGRAMS = ("common", "__init__")
@@ -80,17 +79,13 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
         n_images: the whole.
         repeat: how many pairs.
     """
-    what = _against(peer)
-    quarter, marginal, whole = n_images // 4, list[Pair](), list[Pair]()
-    fixed = []
+    what, sizes = _against(peer), quarter_and_whole(n_images)
+    marginal, whole, fixed = list[Pair](), list[Pair](), []
     try:
         ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
-        for k in range(repeat):
-            log.info("peers: %s, pair %d of %d", what, k + 1, repeat)
-            # Whoever goes first changes, so that a drift within pairs favours neither.
-            our_quarter, theirs_q = _pair(peer, ours, quarter, ours_first=k % 2 == 1)
-            our_whole, theirs_w = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
-            rate = marginal_rate(quarter, our_quarter, n_images, our_whole)
+        for ends in run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat):
+            (our_quarter, theirs_q), (our_whole, theirs_w) = ends
+            rate = marginal_rate(sizes[0], our_quarter, n_images, our_whole)
             marginal.append((rate, marginal_of(theirs_q, theirs_w)))
             whole.append((n_images / our_whole, theirs_w.n_images / theirs_w.total))
             fixed.append(our_whole - n_images / rate)
@@ -113,13 +108,11 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
 
 def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
     """Return the row of whole processes alone, of programs that take minutes."""
-    pairs = []
+    pairs, theirs = [], partial(run_peer, peer)
     try:
         ours(min(N_WARM_UP, n_images))
-        for k in range(repeat):
-            log.info("peers: %s, pair %d of %d", _against(peer), k + 1, repeat)
-            our_total, theirs = _pair(peer, ours, n_images, ours_first=k % 2 == 1)
-            pairs.append((n_images / our_total, theirs.n_images / theirs.total))
+        for ((our_total, other),) in run_in_turn(_against(peer), ours, theirs, (n_images,), repeat):
+            pairs.append((n_images / our_total, other.n_images / other.total))
     except MeasurementError as error:
         return [failed_row(f"whole process, {_against(peer)}", error)]
     target = find_target(peer.name, "whole process", peer.backbone)
@@ -128,14 +121,6 @@ def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Ro
 
 def _against(peer: Peer) -> str:
     return f"{peer.backbone}, {peer.name_of_images} against {peer.name}"
-
-
-def _pair(peer: Peer, ours: Ours, n_images: int, *, ours_first: bool) -> tuple[float, PeerRun]:
-    if ours_first:
-        seconds = ours(n_images)
-        return seconds, run_peer(peer, n_images)
-    theirs = run_peer(peer, n_images)
-    return ours(n_images), theirs
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cxr_spark.benchmark.extraction import load, measure_extraction, timed_extra
 from cxr_spark.benchmark.growth import measure_growth, measure_memory
 from cxr_spark.benchmark.heads import measure_reader, measure_training
 from cxr_spark.benchmark.images import ImageSet
-from cxr_spark.benchmark.ours import Submitter, peer_weights, write_properties
+from cxr_spark.benchmark.ours import Submitter, Trial, peer_weights, write_properties
 from cxr_spark.benchmark.peers import (
     CEILING,
     GRID,
@@ -153,27 +153,28 @@ def _run_variants(
     bare = next((program for program in programs if program.stem == CEILING), None)
     n_images, repeat, sections = len(images.paths), settings.repeat, settings.sections
     for name in settings.backbones:
-        given = (submitter, name, images.name, n_images, repeat)
+        trial = Trial(submitter, (name,), images.name, n_images, repeat)
         if "maps" in sections:
-            add(_rows(f"--feature-maps, {name}, {images.name}", partial(measure_maps, *given)))
+            add(_rows(f"--feature-maps, {trial.name}", partial(measure_maps, trial)))
         if "growth" in sections:
-            add(_rows(f"line, {name}, {images.name}", partial(measure_growth, *given)))
-            memory = partial(measure_memory, *given) if local else _not_on_a_cluster
-            add(_rows(f"memory, {name}, {images.name}", memory))
+            add(_rows(f"line, {trial.name}", partial(measure_growth, trial)))
+            memory = partial(measure_memory, trial) if local else _not_on_a_cluster
+            add(_rows(f"memory, {trial.name}", memory))
         if "cores" in sections:
 
-            def cores(name: str = name) -> list[Row]:
+            def cores(trial: Trial = trial, name: str = name) -> list[Row]:
                 peer = None if bare is None else _peer(settings, bare, images, name)
-                return measure_cores(submitter, peer, name, images.name, n_images, repeat)
+                return measure_cores(trial, peer)
 
-            add(_rows(f"cores, {name}, {images.name}", cores if local else _not_on_a_cluster))
+            add(_rows(f"cores, {trial.name}", cores if local else _not_on_a_cluster))
     if "pass" in sections:
 
         def one_pass() -> list[Row]:
             if bare is None:
                 raise MeasurementError(f"not run: needs {CEILING}.py in the folder of --peers")
             peers = [_peer(settings, bare, images, name) for name in settings.backbones]
-            return measure_pass(submitter, peers, images.name, n_images, repeat)
+            trial = Trial(submitter, settings.backbones, images.name, n_images, repeat)
+            return measure_pass(trial, peers)
 
         add(_rows(f"{len(settings.backbones)} backbones in one pass, {images.name}", one_pass))
 

@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from cxr_spark.benchmark.machine import count_cores
-from cxr_spark.benchmark.ours import Submitter
-from cxr_spark.benchmark.peers import CEILING, Peer, PeerRun, marginal_of, run_peer
-from cxr_spark.benchmark.rows import MeasurementError, Pair, Row, marginal_rate, ratio_row
-from cxr_spark.benchmark.settings import N_WARM_UP
+from cxr_spark.benchmark.ours import Trial
+from cxr_spark.benchmark.pairs import marginal, quarter_and_whole, run_in_turn
+from cxr_spark.benchmark.peers import CEILING, Peer, PeerRun, run_peer
+from cxr_spark.benchmark.rows import MeasurementError, Row, ratio_row
 from cxr_spark.benchmark.targets import CORES, MAPS, PASS
 
-log = logging.getLogger(__name__)
 
-
-def measure_maps(
-    submitter: Submitter, backbone: str, images: str, n_images: int, repeat: int
-) -> list[Row]:
+def measure_maps(trial: Trial) -> list[Row]:
     """Measure the marginal rate with ``--feature-maps`` against that without.
 
     Args:
-        submitter: starts our job.
-        backbone: the one that runs.
-        images: their name in the table.
-        n_images: the whole; a quarter is the other end.
-        repeat: how many pairs.
+        trial: what is run, in both ways.
 
     Raises:
         MeasurementError: a job failed, or no rate follows.
     """
-    what = f"--feature-maps, {backbone}, {images}"
-    maps, plain = (
-        partial(submitter.extract, [backbone], feature_maps=stored) for stored in (True, False)
-    )
-    for way in (maps, plain):
-        way(min(N_WARM_UP, n_images))
-    ours, theirs = partial(_marginal, maps, n_images), partial(_marginal, plain, n_images)
-    pairs = list(_in_turn(what, ours, theirs, repeat))
+    what, n_images = f"--feature-maps, {trial.name}", trial.n_images
+    trial.warm_up()
+    ours, theirs = (partial(trial.extract, feature_maps=stored) for stored in (True, False))
+    pairs = []
+    for ends in run_in_turn(what, ours, theirs, quarter_and_whole(n_images), trial.repeat):
+        with_maps, without = zip(*ends, strict=True)
+        pairs.append((marginal(n_images, *with_maps), marginal(n_images, *without)))
     return [ratio_row(what, "ours without", pairs, target=MAPS)]
 
 
-def measure_cores(
-    submitter: Submitter, bare: Peer | None, backbone: str, images: str, n_images: int, repeat: int
-) -> list[Row]:
+def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
     """Measure how much faster all cores are than one, against how much bare processes gain.
 
     Args:
-        submitter: starts our job, with ``local[N]`` for a master.
+        trial: what is run, with ``local[N]`` for a master.
         bare: the program of bare processes, which takes ``--cores``; None compares with N.
-        backbone: the one that runs.
-        images: their name in the table.
-        n_images: the whole; a quarter is the other end.
-        repeat: how many pairs.
 
     Raises:
         MeasurementError: there is only one core, a job failed, or no rate follows.
@@ -63,88 +47,59 @@ def measure_cores(
     n_cores, core = count_cores(), min(os.sched_getaffinity(0))
     if n_cores < 2:
         raise MeasurementError("this process may use one core only")
-    what = f"from one core to {n_cores}, {backbone}, {images}"
-    submitter.extract([backbone], min(N_WARM_UP, n_images))
+    what = f"from one core to {n_cores}, {trial.name}"
+    trial.warm_up()
 
-    def ours() -> float:
-        run = partial(submitter.extract, [backbone])
-        many = _marginal(partial(run, master=f"local[{n_cores}]"), n_images)
-        return many / _marginal(partial(run, master="local[1]", core=core), n_images)
+    def ours(n_images: int) -> tuple[float, float]:
+        many = trial.extract(n_images, master=f"local[{n_cores}]")
+        return many, trial.extract(n_images, master="local[1]", core=core)
 
-    def theirs() -> float:
+    def theirs(n_images: int) -> tuple[float, float]:
         if bare is None:
-            return float(n_cores)
+            return 0.0, 0.0
+        many = run_peer(bare, n_images, "--cores", str(n_cores))
+        return many.work, run_peer(bare, n_images, "--cores", "1", core=core).work
 
-        def rate(cores: int, core: int | None) -> float:
-            options = ("--cores", str(cores))
-            quarter, whole = (run_peer(bare, n, *options, core=core) for n in _ends(n_images))
-            return marginal_of(quarter, whole)
+    def gain(quarter: tuple[float, float], whole: tuple[float, float]) -> float:
+        many, one = (marginal(trial.n_images, q, w) for q, w in zip(quarter, whole, strict=True))
+        return many / one
 
-        return rate(n_cores, None) / rate(1, core)
-
-    pairs = list(_in_turn(what, ours, theirs, repeat))
+    pairs = []
+    for ends in run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat):
+        mine, other = zip(*ends, strict=True)
+        pairs.append((gain(*mine), float(n_cores) if bare is None else gain(*other)))
     if bare is None:
         return [ratio_row(what, "as many times", pairs, unit="times")]
     return [ratio_row(what, f"{bare.name}.py", pairs, target=CORES, unit="times")]
 
 
-def measure_pass(
-    submitter: Submitter, bare: Sequence[Peer], images: str, n_images: int, repeat: int
-) -> list[Row]:
+def measure_pass(trial: Trial, bare: Sequence[Peer]) -> list[Row]:
     """Measure several backbones in one pass against their forward passes and one decoding.
 
     Args:
-        submitter: starts our job.
+        trial: what is run.
         bare: the program of bare processes with each of the backbones; it states ``decode_share``.
-        images: their name in the table.
-        n_images: the whole; a quarter is the other end.
-        repeat: how many pairs.
 
     Raises:
         MeasurementError: a job failed, no rate follows, or a program states no share.
     """
-    names = [peer.backbone for peer in bare]
-    what = f"{len(names)} backbones in one pass, {images}"
-    run = partial(submitter.extract, names)
-    run(min(N_WARM_UP, n_images))
+    what = f"{len(trial.backbones)} backbones in one pass, {trial.images}"
+    trial.warm_up()
 
-    def theirs() -> float:
-        forward, decoding = 0.0, []
-        for peer in bare:
-            quarter, whole = (run_peer(peer, n) for n in _ends(n_images))
-            decoding.append(_decoding(peer, whole) - _decoding(peer, quarter))
-            forward += whole.work - quarter.work - decoding[-1]
-        quarter_n, whole_n = _ends(n_images)
-        return (whole_n - quarter_n) / (forward + statistics.median(decoding))
+    def theirs(n_images: int) -> float:
+        runs = [run_peer(peer, n_images) for peer in bare]
+        decoding = [_decoding(peer, run) for peer, run in zip(bare, runs, strict=True)]
+        return sum(run.work for run in runs) - sum(decoding) + statistics.median(decoding)
 
-    pairs = list(_in_turn(what, partial(_marginal, run, n_images), theirs, repeat))
-    told = f"forward passes and one decoding of {CEILING}.py"
-    return [ratio_row(what, told, pairs, target=PASS, note=", ".join(names))]
+    pairs, n_images = [], trial.n_images
+    for ends in run_in_turn(what, trial.extract, theirs, quarter_and_whole(n_images), trial.repeat):
+        mine, other = zip(*ends, strict=True)
+        pairs.append((marginal(n_images, *mine), marginal(n_images, *other)))
+    told, note = f"forward passes and one decoding of {CEILING}.py", ", ".join(trial.backbones)
+    return [ratio_row(what, told, pairs, target=PASS, note=note)]
 
 
 def _decoding(peer: Peer, run: PeerRun) -> float:
     if run.decoding is None:
         raise MeasurementError(f"{peer.program.name} printed no decode_share")
     return run.decoding
-
-
-def _ends(n_images: int) -> tuple[int, int]:
-    return n_images // 4, n_images
-
-
-def _marginal(run: Callable[[int], float], n_images: int) -> float:
-    quarter, whole = _ends(n_images)
-    return marginal_rate(quarter, run(quarter), whole, run(whole))
-
-
-def _in_turn(
-    what: str, ours: Callable[[], float], theirs: Callable[[], float], repeat: int
-) -> Iterator[Pair]:
-    """Yield adjacent pairs; whoever goes first changes."""
-    for k in range(repeat):
-        log.info("%s, pair %d of %d", what, k + 1, repeat)
-        if k % 2:
-            yield ours(), theirs()
-        else:
-            other = theirs()
-            yield ours(), other

@@ -12,6 +12,7 @@ import pytest
 
 from cxr_spark.benchmark import growth, variants
 from cxr_spark.benchmark.growth import measure_growth, measure_memory
+from cxr_spark.benchmark.ours import Trial
 from cxr_spark.benchmark.peers import Peer
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.benchmark.variants import measure_cores, measure_maps, measure_pass
@@ -50,14 +51,18 @@ class Job:
         return 7.0 + n_images / rate
 
 
-def test_maps_are_compared_with_none(tmp_path: Path) -> None:
+def trial(job: Any, *backbones: str, n_images: int = 400, repeat: int = 1) -> Trial:
+    return Trial(job, backbones or ("ResNet50",), "phantoms", n_images, repeat)
+
+
+def test_maps_are_compared_with_none() -> None:
     job: Any = Job()
-    (row,) = measure_maps(job, "ResNet50", "phantoms", 400, 2)
+    (row,) = measure_maps(trial(job, repeat=2))
     assert (row.rate, row.against, row.ratio) == pytest.approx((80, 100, 0.8))
     assert (row.target, row.met, row.n_pairs) == (0.85, False, 2)
-    ends = [(asked["n_images"], asked["feature_maps"]) for asked in job.asked[2:]]
-    first, second = [(100, False), (400, False)], [(100, True), (400, True)]
-    assert ends == [*first, *second, *second, *first]
+    ends = [(asked["n_images"], asked["feature_maps"]) for asked in job.asked[1:]]
+    first = [(100, False), (100, True), (400, False), (400, True)]
+    assert ends == [*first, (100, True), (100, False), (400, True), (400, False)]
 
 
 def test_all_cores_are_compared_with_one_as_bare_processes_are(
@@ -66,38 +71,36 @@ def test_all_cores_are_compared_with_one_as_bare_processes_are(
     monkeypatch.setattr(variants, "count_cores", lambda: 2)
     job: Any = Job()
     bare = peer(tmp_path, "ceiling", BARE)
-    (row,) = measure_cores(job, bare, "MobileNetV3Small", "phantoms", 400, 1)
+    (row,) = measure_cores(trial(job, "MobileNetV3Small"), bare)
     assert (row.rate, row.against, row.ratio) == pytest.approx((2.0, 2.0, 1.0))
     assert (row.target, row.met, row.unit) == (0.95, True, "times")
     masters = {(asked["master"], asked.get("core")) for asked in job.asked[1:]}
     assert {master for master, _ in masters} == {"local[1]", "local[2]"}
     assert all((core is None) == (master == "local[2]") for master, core in masters)
-    (row,) = measure_cores(job, None, "MobileNetV3Small", "phantoms", 400, 1)
+    (row,) = measure_cores(trial(job), None)
     assert (row.against, row.target) == (2.0, None)
     monkeypatch.setattr(variants, "count_cores", lambda: 1)
     with pytest.raises(MeasurementError, match="one core only"):
-        measure_cores(job, None, "MobileNetV3Small", "phantoms", 400, 1)
+        measure_cores(trial(job), None)
 
 
 def test_one_pass_is_compared_with_the_forward_passes_and_one_decoding(tmp_path: Path) -> None:
     job: Any = Job()
     ceiling = peer(tmp_path, "ceiling", BARE)
-    bare = [
-        Peer(ceiling.program, "phantoms", tmp_path, name, "random")
-        for name in ("MobileNetV3Small", "ResNet50")
-    ]
-    (row,) = measure_pass(job, bare, "phantoms", 400, 1)
+    names = ("MobileNetV3Small", "ResNet50")
+    bare = [Peer(ceiling.program, "phantoms", tmp_path, name, "random") for name in names]
+    (row,) = measure_pass(trial(job, *names), bare)
     assert row.rate == pytest.approx(100 / 12)
     assert row.against == pytest.approx(1 / (1 / 1000 + 1 / 100 + 1 / 10))
     assert row.target == 0.95
     silent = peer(tmp_path, "silent", BARE.replace('"decode_share"', '"share"'))
     with pytest.raises(MeasurementError, match="silent.py printed no decode_share"):
-        measure_pass(job, [silent, silent], "phantoms", 400, 1)
+        measure_pass(trial(job, *names), [silent, silent])
 
 
 def test_time_is_a_line_through_the_number_of_images() -> None:
     job: Any = Job()
-    (row,) = measure_growth(job, "ResNet50", "phantoms", 800, 2)
+    (row,) = measure_growth(trial(job, n_images=800, repeat=2))
     assert row.rate == pytest.approx(7.0)
     assert row.note.startswith("10.00 ms an image; no run is farther than 0.00 s")
     assert [asked["n_images"] for asked in job.asked[1:]] == [100, 200, 400, 800] * 2
@@ -123,7 +126,7 @@ os.wait()
             return 1.0
 
     spark: Any = Spark()
-    (row,) = measure_memory(spark, "ResNet50", "phantoms", 400, 1)
+    (row,) = measure_memory(trial(spark))
     assert row.rate is not None
     assert row.against is not None
     assert row.against - row.rate == pytest.approx(60, abs=5)
@@ -136,4 +139,4 @@ os.wait()
 
     nothing: Any = Nothing()
     with pytest.raises(MeasurementError, match="no Python worker"):
-        measure_memory(nothing, "ResNet50", "phantoms", 400, 1)
+        measure_memory(trial(nothing))
