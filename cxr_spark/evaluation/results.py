@@ -79,11 +79,13 @@ def evaluate_run(
         held_out: by configuration, the predictions of cross-validation.
         lacking: as for ``judge``.
     """
-    rows = make_measures(predictions, records, rules, classes, demonstration, as_paper=as_paper)
     tests: dict[str, list[Scored]] = {}
     for table, record in zip(predictions, records, strict=True):
         tests.setdefault(record["configuration"], []).append(scored(table, "test"))
     resamples = draw_resamples(next(iter(tests.values()))[0], rules)
+    rows = make_measures(
+        predictions, records, rules, classes, demonstration, resamples, as_paper=as_paper
+    )
     verdict = judge(held_out, tests, rules.positive, resamples, lacking=lacking)
     summary = summarise(make_results(rows), tests, rules, verdict, resamples)
     of_configuration = summary.set_index("configuration")
@@ -99,6 +101,7 @@ def make_measures(
     rules: Rules,
     classes: Sequence[str],
     demonstration: str,
+    resamples: Resamples,
     *,
     as_paper: bool,
 ) -> list[dict[str, Any]]:
@@ -111,12 +114,11 @@ def make_measures(
         rules: how measures are made.
         classes: the names of the task's classes, by label.
         demonstration: why the results say nothing of real X-rays, or an empty string.
+        resamples: drawings of test patients.
         as_paper: whether task and images are the seed paper's, so that its figures stand beside.
     """
-    resamples = None
     rows: list[dict[str, Any]] = []
     for table, record in zip(predictions, records, strict=True):
-        resamples = resamples or draw_resamples(scored(table, "test"), rules)
         rows.append(
             {
                 **{key: record[key] for key in (*KEYS, "weights", "seed", "train_seconds")},

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cxr_spark.evaluation.intervals import holm
+from cxr_spark.evaluation.measures import draw_resamples, scored
 from cxr_spark.evaluation.results import (
     RESULT_COLUMNS,
     evaluate_run,
@@ -50,7 +51,9 @@ def make_record(seed: int, head: str = "gap") -> dict[str, object]:
 def tabulate(predictions: list, records: list, positive: int | None, *, as_paper: bool = True):
     n_classes = len(predictions[0]["score"].iloc[0])
     classes = ["A", "B", "C"][:n_classes]
-    return make_measures(predictions, records, Rules(positive), classes, "", as_paper=as_paper)
+    rules = Rules(positive)
+    resamples = draw_resamples(scored(predictions[0], "test"), rules)
+    return make_measures(predictions, records, rules, classes, "", resamples, as_paper=as_paper)
 
 
 def test_results_have_the_columns_and_the_papers_figure(rng: np.random.Generator) -> None:
