@@ -17,7 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from cxr_spark.extraction.store import check_files, list_extractions
-from tests.conftest import ROOT
+from tests.conftest import QUICK_JAVA, ROOT
 
 # ResNet50 takes some 40 ms an image of this size: long enough for shards, and to be hit.
 CONFIG = """
@@ -30,8 +30,7 @@ seeds: [0, 1, 2]
 training: {epochs: 3}
 """
 
-# As conf/spark-local.conf has it for drivers: Java's second compiler costs seconds of each start.
-QUICK_EXECUTORS = ("--conf", "spark.executor.extraJavaOptions=-XX:TieredStopAtLevel=1")
+QUICK_EXECUTORS = ("--conf", f"spark.executor.extraJavaOptions={QUICK_JAVA}")
 
 
 class Run:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.extraction.store import list_extractions
-from tests.conftest import ROOT
+from tests.conftest import QUICK_JAVA, ROOT
 from tests.faults import QUICK_EXECUTORS, assert_same
 from tests.test_jobs import SMALL, submit
 
@@ -83,7 +83,7 @@ def started(
         **os.environ,
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_NO_DAEMONIZE": "1",
-        "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
+        "SPARK_DAEMON_JAVA_OPTS": QUICK_JAVA,
         **environment,
     }
     path = environment.get("PATH", "")
@@ -148,11 +148,13 @@ def extract(
 def test_every_master_gives_the_same_features_and_manifest(
     cluster: str, phantoms: Path, config: Path, reference: Extracted, tmp_path: Path
 ) -> None:
+    """Each with the file of conf/ that is for it."""
     rows, manifest, spark = reference
     assert spark["default_parallelism"] == 1
-    for i, master in enumerate(("local[2]", cluster)):
+    of_masters = {"local[2]": "spark-local.conf", cluster: "spark-standalone.conf"}
+    for i, (master, conf) in enumerate(of_masters.items()):
         other_rows, other_manifest, spark = extract(
-            master, phantoms, config, tmp_path / f"features-{i}"
+            master, phantoms, config, tmp_path / f"features-{i}", conf=conf
         )
         assert spark["default_parallelism"] == 2
         pd.testing.assert_frame_equal(manifest, other_manifest)
@@ -219,15 +221,10 @@ def test_executors_with_other_packages_are_refused_in_one_line(
         assert not (tmp_path / "features").exists()
 
 
-def test_the_files_for_a_standalone_cluster_are_run(
-    cluster: str, phantoms: Path, config: Path, reference: Extracted, tmp_path: Path
+def test_the_file_for_a_standalone_cluster_of_gpus_is_run(
+    phantoms: Path, config: Path, reference: Extracted, tmp_path: Path
 ) -> None:
-    """Executors of the file for processors; GPUs as a fake nvidia-smi lists them for the other."""
-    rows, _, spark = extract(
-        cluster, phantoms, config, tmp_path / "processors", conf="spark-standalone.conf"
-    )
-    assert_same(rows, reference[0])
-    assert spark["default_parallelism"] == 2
+    """With the GPUs that a fake nvidia-smi lists."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 0\necho 1\n")
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
