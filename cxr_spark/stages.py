@@ -233,8 +233,7 @@ def _shown(
     read = open_root(_images_of(run, content))
     return Shown(
         row=found.rows[index],
-        roc=detail.roc,
-        precision_recall=detail.precision_recall,
+        curves=[(classes[c.label], c.roc, c.precision_recall) for c in detail.curves],
         n_drawings=N_RESAMPLES,
         reliability=(detail.reliability.score, detail.reliability.share),
         wrong=[

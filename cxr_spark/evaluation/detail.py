@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,24 @@ import pandas as pd
 from cxr_spark.evaluation.bands import N_RESAMPLES, Band, precision_recall_band, roc_band
 from cxr_spark.evaluation.bootstrap import draw_patients
 from cxr_spark.evaluation.calibration import Reliability, reliability
-from cxr_spark.evaluation.measures import calibrated, scored
+from cxr_spark.evaluation.measures import Scored, calibrated, scored
 from cxr_spark.evaluation.rules import Rules
 
 N_WRONG = 8
+
+
+class ClassCurves(NamedTuple):
+    """One class against the rest, with bands over test patients.
+
+    Attributes:
+        label: of the class.
+        roc: sensitivity by 1 - specificity.
+        precision_recall: precision by recall.
+    """
+
+    label: int
+    roc: Band
+    precision_recall: Band
 
 
 @dataclass(frozen=True)
@@ -21,14 +36,13 @@ class Detail:
     """What is shown of one configuration and seed, all of test images.
 
     Attributes:
-        roc, precision_recall: with bands over test patients; None for more than two classes.
+        curves: of the positive class; of each class where there are more than two.
         reliability: of the positive score, or for more classes of the highest, scaled as rules say.
         wrong: the test images that are called wrong by the largest score: ``image_id``, ``label``,
             ``called`` and the ``score`` of what they are called.
     """
 
-    roc: Band | None
-    precision_recall: Band | None
+    curves: tuple[ClassCurves, ...]
     reliability: Reliability
     wrong: pd.DataFrame
 
@@ -46,18 +60,17 @@ def look_closely(
     """
     val, test = scored(predictions, "val"), scored(predictions, "test")
     scores = calibrated(val, test, rules)
-    roc = precision_recall = None
     if rules.positive is None:
+        labels = list(range(test.scores.shape[1]))
         called = test.scores.argmax(axis=1)
         found = reliability(scores.argmax(axis=1) == test.labels, scores.max(axis=1))
     else:
         assert threshold is not None, "two classes have one"
+        labels = [rules.positive]
         truth, score = test.labels == rules.positive, test.scores[:, rules.positive]
         called = np.where(score >= threshold, rules.positive, 1 - rules.positive)
-        resamples = draw_patients(test.labels, test.groups, n_resamples=N_RESAMPLES)
-        roc = roc_band(truth, score, resamples)
-        precision_recall = precision_recall_band(truth, score, resamples)
         found = reliability(truth, scores[:, rules.positive])
+    curves = tuple(_curves(test, label) for label in labels)
     errors = pd.DataFrame(
         {
             "image_id": test.image_id,
@@ -68,4 +81,10 @@ def look_closely(
     )[called != test.labels]
     worst = errors.sort_values(["score", "image_id"], ascending=[False, True], kind="stable")
     wrong = worst.head(n_wrong).reset_index(drop=True)
-    return Detail(roc, precision_recall, found, wrong)
+    return Detail(curves, found, wrong)
+
+
+def _curves(test: Scored, label: int) -> ClassCurves:
+    resamples = draw_patients(test.labels, test.groups, n_resamples=N_RESAMPLES)
+    one = test.labels == label, test.scores[:, label], resamples
+    return ClassCurves(label, roc_band(*one), precision_recall_band(*one))

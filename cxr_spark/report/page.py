@@ -31,9 +31,9 @@ class Shown:
 
     Attributes:
         row: its row of results.json.
-        roc: 1 - specificity, and sensitivity with the ends of its band; None for more than two
-            classes.
-        precision_recall: recall, and precision with the ends of its band; None likewise.
+        curves: of the positive class, or of each of more than two against the rest: its name;
+            1 - specificity, and sensitivity with the ends of its band; recall, and precision with
+            the ends of its band.
         n_drawings: of test patients, that the bands are made of.
         reliability: mean score and share of positives of each bin.
         wrong: a row for each of its worst errors: ``image_id``, ``truth``, ``called``, ``score``,
@@ -41,8 +41,7 @@ class Shown:
     """
 
     row: dict[str, Any]
-    roc: Banded | None
-    precision_recall: Banded | None
+    curves: Sequence[tuple[str, Banded, Banded]]
     n_drawings: int
     reliability: tuple[npt.NDArray[Any], npt.NDArray[Any]]
     wrong: Sequence[dict[str, Any]]
@@ -285,25 +284,27 @@ def _close_panels(measures: RunMeasures, colours: dict[str, str], notice: str) -
         y_label="share of positives" if two else "share called rightly", notice=notice,
         diagonal=True,
     )  # fmt: skip
-    if shown.roc is None or shown.precision_recall is None:
-        return [calibration]
-    sensitivity, specificity, precision = (
-        np.array([shown.row[f"test_{name}"]]) for name in ("sensitivity", "specificity", "ppv")
-    )
-    at = "at the threshold"
+    labels = [head] if two else [name for name, _, _ in shown.curves]
+    by_class = colours if two else head_colours(labels)
+    rocs = [_banded(label, roc) for label, (_, roc, _) in zip(labels, shown.curves, strict=True)]
+    precisions = [
+        _banded(label, curve) for label, (*_, curve) in zip(labels, shown.curves, strict=True)
+    ]
+    if two:
+        sensitivity, specificity, precision = (
+            np.array([shown.row[f"test_{name}"]]) for name in ("sensitivity", "specificity", "ppv")
+        )
+        at = "at the threshold"
+        rocs.append(Curve(head, at, 1 - specificity, sensitivity, marked=True))
+        precisions.append(Curve(head, at, sensitivity, precision, marked=True))
+    by = "" if two else ", by class"
     roc = panel(
-        "roc_band", "ROC curve",
-        [_banded(head, shown.roc), Curve(head, at, 1 - specificity, sensitivity, marked=True)],
-        colours, x_label="1 - specificity", y_label="sensitivity", notice=notice, diagonal=True,
+        "roc_band", f"ROC curve{by}", rocs, by_class, x_label="1 - specificity",
+        y_label="sensitivity", notice=notice, diagonal=True,
     )  # fmt: skip
     precision_recall = panel(
-        "precision_recall", "Precision by recall",
-        [
-            _banded(head, shown.precision_recall),
-            Curve(head, at, sensitivity, precision, marked=True),
-        ],
-        colours, x_label="sensitivity (recall)", y_label="PPV (precision)", notice=notice,
-        unit_square=True,
+        "precision_recall", f"Precision by recall{by}", precisions, by_class,
+        x_label="sensitivity (recall)", y_label="PPV (precision)", notice=notice, unit_square=True,
     )  # fmt: skip
     return [roc, precision_recall, calibration]
 

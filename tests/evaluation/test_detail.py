@@ -36,8 +36,21 @@ def test_three_classes_are_called_by_the_highest_score() -> None:
     table = make_table([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], [0, 2, 2])
     found = look_closely(table, Rules(None), None)
     assert found.wrong["image_id"].tolist() == ["i1"]
-    assert found.roc is None
-    assert found.precision_recall is None
+    assert [curves.label for curves in found.curves] == [0, 1, 2]
+
+
+def test_three_classes_have_curves_each_against_the_rest(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 3, 300)
+    scores = rng.dirichlet([1, 1, 1], 300) + np.eye(3)[labels] * 0.3
+    scores /= scores.sum(axis=1, keepdims=True)
+    found = look_closely(make_table(scores.tolist(), labels.tolist()), Rules(None), None)
+    for label, roc, precision_recall in found.curves:
+        area = roc_auc_score(labels == label, scores[:, label])
+        assert np.trapz(roc.y, roc.x) == pytest.approx(area, abs=0.02)
+        assert (roc.low <= roc.y + 1e-9).all()
+        assert (roc.y <= roc.high + 1e-9).all()
+        area = average_precision_score(labels == label, scores[:, label])
+        assert np.mean(precision_recall.y) == pytest.approx(area, abs=0.02)
 
 
 def test_curves_hold_the_areas_nearly(rng: np.random.Generator) -> None:
@@ -45,12 +58,10 @@ def test_curves_hold_the_areas_nearly(rng: np.random.Generator) -> None:
     found = look_closely(table, Rules(1), 0.5)
     test = table[table["split"] == "test"]
     truth, score = test["label"], np.stack(test["score"])[:, 1]
-    assert found.roc is not None
-    assert found.precision_recall is not None
-    assert np.trapz(found.roc.y, found.roc.x) == pytest.approx(
-        roc_auc_score(truth, score), abs=0.02
-    )
-    assert np.mean(found.precision_recall.y) == pytest.approx(
+    ((label, roc, precision_recall),) = found.curves
+    assert label == 1
+    assert np.trapz(roc.y, roc.x) == pytest.approx(roc_auc_score(truth, score), abs=0.02)
+    assert np.mean(precision_recall.y) == pytest.approx(
         average_precision_score(truth, score), abs=0.01
     )
 
@@ -64,8 +75,7 @@ def test_images_of_a_patient_are_drawn_together(rng: np.random.Generator) -> Non
     of_few["score"] = table["score"]
     width = []
     for one in (table.assign(patient_id=None), of_few):
-        roc = look_closely(one, Rules(1), 0.5).roc
-        assert roc is not None
+        ((_, roc, _),) = look_closely(one, Rules(1), 0.5).curves
         width.append(np.mean(roc.high - roc.low))
     assert 0 < width[0] < width[1]
 

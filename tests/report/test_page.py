@@ -38,7 +38,8 @@ def make_shown(results: pd.DataFrame) -> Shown:
     line = np.linspace(0, 1, 5)
     wrong = {"truth": "NORMAL", "called": "PNEUMONIA", "score": 0.999}
     return Shown(
-        row, (line, line, line, line), (line, line[::-1], line, line), 1000, (line, line),
+        row, [("PNEUMONIA", (line, line, line, line), (line, line[::-1], line, line))], 1000,
+        (line, line),
         [
             {"image_id": f"test/{SCRIPT}.jpeg", "picture": None, **wrong},
             {"image_id": "test/w.jpeg", "picture": "data:image/jpeg;base64,QQ==", **wrong},
