@@ -18,10 +18,12 @@ class Placement:
     Attributes:
         task_cpus: cores a task (``spark.task.cpus``): so many threads decode for a GPU, or compute.
         one_gpu_an_executor: see ``choose_device``.
+        on_gpu: whether Spark gives each task a GPU.
     """
 
     task_cpus: int = 1
     one_gpu_an_executor: bool = False
+    on_gpu: bool = False
 
 
 def placement_of(spark: SparkSession) -> Placement:
@@ -30,6 +32,7 @@ def placement_of(spark: SparkSession) -> Placement:
     return Placement(
         task_cpus=int(conf.get("spark.task.cpus", "1") or 1),
         one_gpu_an_executor=conf.get("spark.executor.resource.gpu.amount") == "1",
+        on_gpu=float(conf.get("spark.task.resource.gpu.amount", "0") or 0) > 0,
     )
 
 

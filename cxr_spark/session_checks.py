@@ -74,6 +74,14 @@ def is_local(master: str) -> bool:
     return LOCAL.fullmatch(master) is not None
 
 
+def local_cores(master: str) -> int | None:
+    """Return how many cores a master that is this process has; None for a cluster."""
+    found = LOCAL.fullmatch(master)
+    if found is None:
+        return None
+    return len(os.sched_getaffinity(0)) if found[1] == "*" else int(found[1] or 1)
+
+
 def _check_workers_last(settings: Settings) -> None:
     # Without its daemon Spark starts a worker for each task, whatever is said of reuse.
     for key in ("spark.python.worker.reuse", "spark.python.use.daemon"):

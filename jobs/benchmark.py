@@ -4,7 +4,7 @@ from cxr_spark.cli import parse_flags, run_job
 
 FLAGS = (
     "images", "weights", "backbones", "limit", "repeat", "peers", "out", "feature-maps",
-    "engine-only", "sections",
+    "engine-only", "sections", "precision",
 )  # fmt: skip
 
 

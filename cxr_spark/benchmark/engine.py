@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cxr_spark.backbones import PRECISIONS
 from cxr_spark.benchmark.engine_worker import EngineWorker
 from cxr_spark.benchmark.images import ImageSet
 from cxr_spark.benchmark.machine import count_cores
@@ -87,7 +88,7 @@ class _Section:
                 self._add(failed_row(f"read, decode, {images.name}", error))
                 continue
             for backbone in self.settings.backbones:
-                precisions = ("float32", "float16", "bfloat16") if self._on_gpu else ("float32",)
+                precisions = tuple(PRECISIONS) if self._on_gpu else ("float32",)
                 for precision in precisions:
                     what = backbone if precision == "float32" else f"{backbone} {precision}"
                     try:

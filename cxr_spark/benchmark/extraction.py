@@ -60,6 +60,7 @@ def make_experiment(settings: Settings, backbone: str, limit: int | None) -> Exp
         split=SplitConfig(unit="image"),
         backbones=[backbone],
         weights=settings.weights,
+        precision=settings.precision,  # type: ignore[arg-type]
         image_size=IMAGE_SIZE,
         limit=limit,
     )

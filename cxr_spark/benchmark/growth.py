@@ -32,17 +32,20 @@ def measure_growth(trial: Trial) -> list[Row]:
         MeasurementError: a job failed.
     """
     trial.warm_up()
-    sizes = [trial.n_images // part for part in (8, 4, 2, 1)] * trial.repeat
-    seconds = []
+    parts = [trial.n_images // part for part in (8, 4, 2, 1)]
+    sizes, seconds = parts * trial.repeat, list[float]()
     for k, size in enumerate(sizes):
         log.info("growth: %s, %d of %d", trial.name, k + 1, len(sizes))
         seconds.append(trial.extract(size))
     slope, fixed = np.polyfit(sizes, seconds, 1)
     farthest = float(np.abs(np.array(seconds) - fixed - slope * np.array(sizes)).max())
     note = f"{slope * 1e3:.2f} ms an image; no run is farther than {farthest:.2f} s from the line"
-    return [
-        rate_row(f"line, what does not grow, {trial.name}", [float(fixed)], unit="s", note=note)
+    line = rate_row(f"line, what does not grow, {trial.name}", [float(fixed)], unit="s", note=note)
+    whole = [
+        rate_row(f"{size:,} images, {trial.name}", seconds[i :: len(parts)], unit="s")
+        for i, size in enumerate(parts)
     ]
+    return [line, *whole]
 
 
 def measure_memory(trial: Trial) -> list[Row]:

@@ -32,6 +32,7 @@ class Submitter:
         images: the image root.
         weights: as the jobs take them.
         folder: where outputs go, each job's removed when it has ended.
+        precision: as the jobs take it.
     """
 
     jobs: Path
@@ -39,6 +40,7 @@ class Submitter:
     images: Path
     weights: str
     folder: Path
+    precision: str = "float32"
 
     def extract(
         self,
@@ -92,6 +94,7 @@ class Submitter:
             _spark_submit(), "--properties-file", str(self.properties), *options,
             str(self.jobs / job), "--config", str(config), "--images", str(self.images),
             flag, str(out), "--weights", self.weights, "--limit", str(n_images),
+            "--precision", self.precision,
         ]  # fmt: skip
         try:
             return run_process(command, core=core)[0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cxr_spark.benchmark.rows import marginal_rate
+from cxr_spark.benchmark.rows import MeasurementError, NoRateError, Pair, marginal_rate
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def marginal(n_images: int, quarter: float, whole: float) -> float:
     """Return images a second from the seconds over a quarter of the images and over all of them.
 
     Raises:
-        MeasurementError: no rate follows.
+        NoRateError: no rate follows.
     """
     n_quarter, n_whole = quarter_and_whole(n_images)
     return marginal_rate(n_quarter, quarter, n_whole, whole)
@@ -35,10 +35,11 @@ def run_in_turn(
     theirs: Callable[[int], Theirs],
     sizes: tuple[int, ...],
     repeat: int,
-) -> Iterator[list[tuple[Ours, Theirs]]]:
+) -> list[list[tuple[Ours, Theirs]]]:
     """Run both sides over each number of images, one right after the other.
 
-    Who goes first changes from one repetition to the next, so that a drift favours neither.
+    Who goes first changes from one repetition to the next, so that a drift favours neither. A run
+    that fails ends them; repetitions before it count.
 
     Args:
         what: the name of the measurement, for progress.
@@ -47,17 +48,59 @@ def run_in_turn(
         sizes: the numbers of images, of one repetition.
         repeat: how many repetitions.
 
-    Yields:
+    Returns:
         For each repetition what the two sides returned, for each of ``sizes``.
+
+    Raises:
+        MeasurementError: a run of the first repetition failed.
     """
+    done: list[list[tuple[Ours, Theirs]]] = []
     for k in range(repeat):
         log.info("%s, pair %d of %d", what, k + 1, repeat)
-        pairs = []
-        for n_images in sizes:
-            if k % 2:
-                mine = ours(n_images)
-                pairs.append((mine, theirs(n_images)))
-            else:
-                other = theirs(n_images)
-                pairs.append((ours(n_images), other))
-        yield pairs
+        try:
+            done.append(
+                [_pair(ours, theirs, n_images, ours_first=k % 2 == 1) for n_images in sizes]
+            )
+        except MeasurementError as error:
+            if not done:
+                raise
+            log.error("%s: ended after %d of %d pairs: %s", what, k, repeat, error)
+            break
+    return done
+
+
+def _pair(
+    ours: Callable[[int], Ours], theirs: Callable[[int], Theirs], n_images: int, *, ours_first: bool
+) -> tuple[Ours, Theirs]:
+    if ours_first:
+        mine = ours(n_images)
+        return mine, theirs(n_images)
+    other = theirs(n_images)
+    return ours(n_images), other
+
+
+def rates_of(
+    repetitions: Sequence[Sequence[tuple[Ours, Theirs]]],
+    ours: Callable[[Ours, Ours], float],
+    theirs: Callable[[Theirs, Theirs], float],
+) -> list[Pair]:
+    """Return the pairs of rates that follow from runs over a quarter of the images and over all.
+
+    Args:
+        repetitions: what ``run_in_turn`` returned for the two sizes.
+        ours: makes a rate of what ours returned for the quarter and for the whole.
+        theirs: likewise of the other's.
+
+    Raises:
+        NoRateError: none follows from any of them.
+    """
+    pairs, reasons = [], []
+    for (our_quarter, their_quarter), (our_whole, their_whole) in repetitions:
+        try:
+            pairs.append((ours(our_quarter, our_whole), theirs(their_quarter, their_whole)))
+        except NoRateError as error:
+            log.warning("a pair is left out: %s", error)
+            reasons.append(error)
+    if not pairs:
+        raise reasons[0]
+    return pairs

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cxr_spark.benchmark.pairs import quarter_and_whole, run_in_turn
+from cxr_spark.benchmark.pairs import marginal, quarter_and_whole, rates_of, run_in_turn
 from cxr_spark.benchmark.rows import (
     MeasurementError,
-    Pair,
     Row,
     failed_row,
     marginal_rate,
@@ -23,7 +22,7 @@ from cxr_spark.benchmark.rows import (
     ratio_row,
 )
 from cxr_spark.benchmark.settings import N_WARM_UP
-from cxr_spark.benchmark.targets import Measure, find_target
+from cxr_spark.benchmark.targets import TARGETS, Measure
 
 # What the programs share; no program itself.
 NO_PROGRAMS = ("common", "__init__")
@@ -48,6 +47,9 @@ class Peer:
         images: the image root.
         backbone: its name.
         weights: 'random', or a weights file.
+        cores: for its --cores, as many as ours has; None where it takes none, or ours has a
+            cluster's.
+        judges: whether ratios against it have targets: not where ours runs on a cluster.
     """
 
     program: Path
@@ -55,6 +57,8 @@ class Peer:
     images: Path
     backbone: str
     weights: str
+    cores: int | None = None
+    judges: bool = True
 
     @property
     def name(self) -> str:
@@ -65,6 +69,15 @@ class Peer:
 def find_programs(folder: Path) -> list[Path]:
     """Return the programs in a folder of peers."""
     return [file for file in sorted(folder.glob("*.py")) if file.stem not in NO_PROGRAMS]
+
+
+def takes_cores(program: Path) -> bool:
+    """Return whether a program's --help tells of a flag --cores."""
+    try:
+        _, said = run_process([sys.executable, str(program), "--help"])
+    except MeasurementError:  # what is wrong with it is told when it is run
+        return False
+    return "--cores" in said
 
 
 def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
@@ -80,43 +93,46 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
         repeat: how many pairs.
     """
     what, sizes = _against(peer), quarter_and_whole(n_images)
-    marginal, whole, fixed = list[Pair](), list[Pair](), []
     try:
         ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
-        for ends in run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat):
-            (our_quarter, theirs_q), (our_whole, theirs_w) = ends
-            rate = marginal_rate(sizes[0], our_quarter, n_images, our_whole)
-            marginal.append((rate, marginal_of(theirs_q, theirs_w)))
-            whole.append((n_images / our_whole, theirs_w.n_images / theirs_w.total))
-            fixed.append(our_whole - n_images / rate)
+        done = run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat)
     except MeasurementError as error:
         return [failed_row(f"marginal, {what}", error)]
-    measures: tuple[tuple[Measure, list[Pair]], ...] = (
-        ("marginal", marginal),
-        ("whole process", whole),
-    )
-    rows = [
-        ratio_row(
-            f"{measure}, {what}", f"{peer.name}.py", pairs,
-            target=find_target(peer.name, measure, peer.backbone),
+    whole = [(n_images / mine, other.n_images / other.total) for _, (mine, other) in done]
+    against, rows = f"{peer.name}.py", list[Row]()
+    try:
+        rate = partial(marginal, n_images)
+        pairs = rates_of(done, rate, marginal_of)
+        rows.append(
+            ratio_row(f"marginal, {what}", against, pairs, target=_target(peer, "marginal"))
         )
-        for measure, pairs in measures
-    ]  # fmt: skip
-    told = "of our whole process: what does not grow with images"
-    return [*rows, rate_row(f"fixed part, {what}", fixed, unit="s", note=told)]
+    except MeasurementError as error:
+        rows.append(failed_row(f"marginal, {what}", error))
+    target = _target(peer, "whole process")
+    rows.append(ratio_row(f"whole process, {what}", against, whole, target=target))
+    ends = [(quarter, total) for (quarter, _), (total, _) in done if total > quarter]
+    if ends:
+        fixed = [total - n_images / rate(quarter, total) for quarter, total in ends]
+        told = "of our whole process: what does not grow with images"
+        rows.append(rate_row(f"fixed part, {what}", fixed, unit="s", note=told))
+    return rows
+
+
+def _target(peer: Peer, measure: Measure) -> float | None:
+    return TARGETS.get((peer.name, measure, peer.backbone)) if peer.judges else None
 
 
 def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
     """Return the row of whole processes alone, of programs that take minutes."""
-    pairs, theirs = [], partial(run_peer, peer)
+    what = _against(peer)
     try:
         ours(min(N_WARM_UP, n_images))
-        for ((our_total, other),) in run_in_turn(_against(peer), ours, theirs, (n_images,), repeat):
-            pairs.append((n_images / our_total, other.n_images / other.total))
+        done = run_in_turn(what, ours, partial(run_peer, peer), (n_images,), repeat)
     except MeasurementError as error:
-        return [failed_row(f"whole process, {_against(peer)}", error)]
-    target = find_target(peer.name, "whole process", peer.backbone)
-    return [ratio_row(f"whole process, {_against(peer)}", f"{peer.name}.py", pairs, target=target)]
+        return [failed_row(f"whole process, {what}", error)]
+    pairs = [(n_images / mine, other.n_images / other.total) for ((mine, other),) in done]
+    target = _target(peer, "whole process")
+    return [ratio_row(f"whole process, {what}", f"{peer.name}.py", pairs, target=target)]
 
 
 def _against(peer: Peer) -> str:
@@ -145,23 +161,26 @@ def marginal_of(quarter: PeerRun, whole: PeerRun) -> float:
     return marginal_rate(quarter.n_images, quarter.work, whole.n_images, whole.work)
 
 
-def run_peer(peer: Peer, n_images: int, *options: str, core: int | None = None) -> PeerRun:
+def run_peer(
+    peer: Peer, n_images: int, *, cores: int | None = None, core: int | None = None
+) -> PeerRun:
     """Run a program.
 
     Args:
         peer: the program.
         n_images: its --limit.
-        options: further ones.
+        cores: its --cores, where they are not those that ``peer`` names.
         core: the only one that it may use.
 
     Raises:
         MeasurementError: it failed, or printed no rate.
     """
+    cores = peer.cores if cores is None else cores
     seconds, output = run_process(
         [
             sys.executable, str(peer.program), "--images", str(peer.images),
             "--backbone", peer.backbone, "--weights", peer.weights, "--limit", str(n_images),
-            *options,
+            *([] if cores is None else ["--cores", str(cores)]),
         ],
         core=core,
     )  # fmt: skip

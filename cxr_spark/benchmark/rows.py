@@ -13,6 +13,10 @@ class MeasurementError(Exception):
     """A measurement that gave no number; its text is the one line that stands in its place."""
 
 
+class NoRateError(MeasurementError):
+    """Two runs of which the longer took no longer."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table; None where there is nothing to tell or to compare.
@@ -103,10 +107,10 @@ def marginal_rate(n_quarter: int, t_quarter: float, n_whole: int, t_whole: float
         t_whole: its seconds.
 
     Raises:
-        MeasurementError: the longer run has no more images, or took no longer.
+        NoRateError: the longer run has no more images, or took no longer.
     """
     if n_whole <= n_quarter or t_whole <= t_quarter:
-        raise MeasurementError(
+        raise NoRateError(
             f"{n_whole} images took {t_whole:.2f} s and {n_quarter} took {t_quarter:.2f} s: "
             "no rate follows; give more images (--limit)"
         )

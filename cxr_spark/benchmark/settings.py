@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr_spark.backbones import BACKBONES, find_weights
+from cxr_spark.backbones import BACKBONES, PRECISIONS, find_weights
 from cxr_spark.dataset.pack import check_pack, is_pack
 from cxr_spark.dataset.root import list_images, no_images
 from cxr_spark.errors import UserError, one_of
@@ -44,6 +44,7 @@ class Settings:
         out: the JSON file to write; the plot goes beside it. None to print only.
         feature_maps: whether extraction stores feature maps.
         sections: of ``SECTIONS``.
+        precision: what extraction computes in; the engine section takes all that a device has.
     """
 
     images: Path | None
@@ -55,6 +56,7 @@ class Settings:
     out: Path | None
     feature_maps: bool
     sections: tuple[str, ...]
+    precision: str = "float32"
 
     @property
     def pairs(self) -> bool:
@@ -102,7 +104,7 @@ def read_settings(given: dict[str, Any]) -> Settings:
             find_weights(backbone, weights)
     return Settings(
         images, weights, backbones, limit, repeat, peers, _check_out(given["out"]),
-        bool(given["feature_maps"]), sections,
+        bool(given["feature_maps"]), sections, _check_precision(given["precision"]),
     )  # fmt: skip
 
 
@@ -130,6 +132,12 @@ def _check_out(out: str | None) -> Path | None:
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
         raise UserError(f"Expected --out in a folder that exists. Received: {out}")
     return file
+
+
+def _check_precision(precision: str | None) -> str:
+    if precision is not None and precision not in PRECISIONS:
+        raise one_of("--precision", precision, PRECISIONS)
+    return precision or "float32"
 
 
 def _check_sections(given: dict[str, Any]) -> tuple[str, ...]:

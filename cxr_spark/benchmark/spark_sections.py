@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cxr_spark.benchmark.drawn_features import draw_features
 from cxr_spark.benchmark.extraction import load, measure_extraction, timed_extract
 from cxr_spark.benchmark.growth import measure_growth, measure_memory
-from cxr_spark.benchmark.heads import measure_reader, measure_training
+from cxr_spark.benchmark.heads import N_ROWS, measure_reader, measure_training
 from cxr_spark.benchmark.images import ImageSet
 from cxr_spark.benchmark.ours import Submitter, Trial, peer_weights, write_properties
 from cxr_spark.benchmark.peers import (
@@ -22,11 +25,12 @@ from cxr_spark.benchmark.peers import (
     find_programs,
     measure_peer,
     measure_whole,
+    takes_cores,
 )
 from cxr_spark.benchmark.rows import MeasurementError, Row, failed_row, rate_row
 from cxr_spark.benchmark.settings import Settings
 from cxr_spark.benchmark.variants import measure_cores, measure_maps, measure_pass
-from cxr_spark.session_checks import is_local
+from cxr_spark.session_checks import local_cores
 from cxr_spark.spark import open_session
 
 if TYPE_CHECKING:
@@ -61,22 +65,28 @@ def run_spark_sections(
     master = write_properties(properties) if settings.submits else ""
     if settings.extracts:
         _in_session(settings, sets, folder, core_rates, add)
+        if "reader" in settings.sections:
+            add(_rows("reader, pooled, drawn", partial(_drawn_reader, settings, folder)))
     elif "training" in settings.sections:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
     if not settings.submits:
         return
     # From here on with no session open, which would hold a cluster's cores.
+    cores = local_cores(master)
     programs = [] if settings.peers is None else find_programs(settings.peers)
+
+    def submitter(images: ImageSet) -> Submitter:
+        given = settings.weights, folder, settings.precision
+        return Submitter(jobs, properties, images.root, *given)
+
     for images in sets:
-        submitter = Submitter(jobs, properties, images.root, settings.weights, folder)
-        _run_variants(settings, programs, images, submitter, add, local=is_local(master))
+        _run_variants(settings, programs, images, submitter(images), add, cores)
     if settings.pairs:
         if "grid" not in settings.sections and any(p.stem == GRID for p in programs):
             programs = [program for program in programs if program.stem != GRID]
             add([failed_row(GRID, "not run: add grid to --sections, which takes minutes")])
         for images in sets:
-            submitter = Submitter(jobs, properties, images.root, settings.weights, folder)
-            _run_peers(settings, programs, images, submitter, add)
+            _run_peers(settings, programs, images, submitter(images), add, cores)
 
 
 def _in_session(
@@ -104,6 +114,17 @@ def _in_session(
                 add([_failed(f"extraction by {name}", error)])
     if "training" in settings.sections and not settings.feature_maps:
         add(_rows("training", lambda: measure_training(settings, folder, None)))
+
+
+def _drawn_reader(settings: Settings, folder: Path) -> list[Row]:
+    features, n_rows = folder / "drawn", settings.limit or N_ROWS
+    log.info("reader: drawing %d rows", n_rows)
+    try:
+        draw_features(features, n_rows)
+        (row,) = measure_reader(settings, features)
+        return [dataclasses.replace(row, what="reader, pooled, drawn")]
+    finally:
+        shutil.rmtree(features, ignore_errors=True)
 
 
 def _jvm_seconds(spark: SparkSession) -> float:
@@ -146,10 +167,10 @@ def _run_variants(
     images: ImageSet,
     submitter: Submitter,
     add: Add,
-    *,
-    local: bool,
+    cores: int | None,
 ) -> None:
     """Run the sections of our own job in other ways, each in a process of its own."""
+    local = cores is not None
     bare = next((program for program in programs if program.stem == CEILING), None)
     n_images, repeat, sections = len(images.paths), settings.repeat, settings.sections
     for name in settings.backbones:
@@ -162,17 +183,17 @@ def _run_variants(
             add(_rows(f"memory, {trial.name}", memory))
         if "cores" in sections:
 
-            def cores(trial: Trial = trial, name: str = name) -> list[Row]:
-                peer = None if bare is None else _peer(settings, bare, images, name)
+            def gain(trial: Trial = trial, name: str = name) -> list[Row]:
+                peer = None if bare is None else _peer(settings, bare, images, name, cores)
                 return measure_cores(trial, peer)
 
-            add(_rows(f"cores, {trial.name}", cores if local else _not_on_a_cluster))
+            add(_rows(f"cores, {trial.name}", gain if local else _not_on_a_cluster))
     if "pass" in sections:
 
         def one_pass() -> list[Row]:
             if bare is None:
                 raise MeasurementError(f"not run: needs {CEILING}.py in the folder of --peers")
-            peers = [_peer(settings, bare, images, name) for name in settings.backbones]
+            peers = [_peer(settings, bare, images, name, cores) for name in settings.backbones]
             trial = Trial(submitter, settings.backbones, images.name, n_images, repeat)
             return measure_pass(trial, peers)
 
@@ -183,13 +204,21 @@ def _not_on_a_cluster() -> list[Row]:
     raise MeasurementError("not run: with a local master only, whose processes can be looked at")
 
 
-def _peer(settings: Settings, program: Path, images: ImageSet, backbone: str) -> Peer:
-    """Return a program with a backbone's weights.
+def _peer(
+    settings: Settings, program: Path, images: ImageSet, backbone: str, cores: int | None
+) -> Peer:
+    """Return a program with a backbone's weights, and as many cores as our master has.
+
+    Where that is a cluster, what the program does on this one machine judges nothing.
 
     Raises:
-        MeasurementError: they are not there.
+        MeasurementError: the weights are not there.
     """
-    return Peer(program, images.name, images.root, backbone, peer_weights(settings, backbone))
+    weights = peer_weights(settings, backbone)
+    given = cores if cores is not None and takes_cores(program) else None
+    return Peer(
+        program, images.name, images.root, backbone, weights, given, judges=cores is not None
+    )
 
 
 def _run_peers(
@@ -198,12 +227,13 @@ def _run_peers(
     images: ImageSet,
     submitter: Submitter,
     add: Add,
+    cores: int | None,
 ) -> None:
     n_images = len(images.paths)
     for program in programs:
         for backbone in settings.backbones:
             try:
-                peer = _peer(settings, program, images, backbone)
+                peer = _peer(settings, program, images, backbone, cores)
             except MeasurementError as error:
                 add([failed_row(f"{backbone} by {program.stem}", error)])
                 continue

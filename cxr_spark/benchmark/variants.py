@@ -9,7 +9,7 @@ from functools import partial
 
 from cxr_spark.benchmark.machine import count_cores
 from cxr_spark.benchmark.ours import Trial
-from cxr_spark.benchmark.pairs import marginal, quarter_and_whole, run_in_turn
+from cxr_spark.benchmark.pairs import marginal, quarter_and_whole, rates_of, run_in_turn
 from cxr_spark.benchmark.peers import CEILING, Peer, PeerRun, run_peer
 from cxr_spark.benchmark.rows import MeasurementError, Row, ratio_row
 from cxr_spark.benchmark.targets import CORES, MAPS, PASS
@@ -27,10 +27,9 @@ def measure_maps(trial: Trial) -> list[Row]:
     what, n_images = f"--feature-maps, {trial.name}", trial.n_images
     trial.warm_up()
     ours, theirs = (partial(trial.extract, feature_maps=stored) for stored in (True, False))
-    pairs = []
-    for ends in run_in_turn(what, ours, theirs, quarter_and_whole(n_images), trial.repeat):
-        with_maps, without = zip(*ends, strict=True)
-        pairs.append((marginal(n_images, *with_maps), marginal(n_images, *without)))
+    done = run_in_turn(what, ours, theirs, quarter_and_whole(n_images), trial.repeat)
+    rate = partial(marginal, n_images)
+    pairs = rates_of(done, rate, rate)
     return [ratio_row(what, "ours without", pairs, target=MAPS)]
 
 
@@ -57,17 +56,15 @@ def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
     def theirs(n_images: int) -> tuple[float, float]:
         if bare is None:
             return 0.0, 0.0
-        many = run_peer(bare, n_images, "--cores", str(n_cores))
-        return many.work, run_peer(bare, n_images, "--cores", "1", core=core).work
+        many = run_peer(bare, n_images, cores=n_cores)
+        return many.work, run_peer(bare, n_images, cores=1, core=core).work
 
     def gain(quarter: tuple[float, float], whole: tuple[float, float]) -> float:
         many, one = (marginal(trial.n_images, q, w) for q, w in zip(quarter, whole, strict=True))
         return many / one
 
-    pairs = []
-    for ends in run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat):
-        mine, other = zip(*ends, strict=True)
-        pairs.append((gain(*mine), float(n_cores) if bare is None else gain(*other)))
+    done = run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat)
+    pairs = rates_of(done, gain, (lambda *_: float(n_cores)) if bare is None else gain)
     if bare is None:
         return [ratio_row(what, "as many times", pairs, unit="times")]
     return [ratio_row(what, f"{bare.name}.py", pairs, target=CORES, unit="times")]
@@ -91,12 +88,12 @@ def measure_pass(trial: Trial, bare: Sequence[Peer]) -> list[Row]:
         decoding = [_decoding(peer, run) for peer, run in zip(bare, runs, strict=True)]
         return sum(run.work for run in runs) - sum(decoding) + statistics.median(decoding)
 
-    pairs, n_images = [], trial.n_images
-    for ends in run_in_turn(what, trial.extract, theirs, quarter_and_whole(n_images), trial.repeat):
-        mine, other = zip(*ends, strict=True)
-        pairs.append((marginal(n_images, *mine), marginal(n_images, *other)))
+    done = run_in_turn(what, trial.extract, theirs, quarter_and_whole(trial.n_images), trial.repeat)
+    rate = partial(marginal, trial.n_images)
+    pairs = rates_of(done, rate, rate)
     told, note = f"forward passes and one decoding of {CEILING}.py", ", ".join(trial.backbones)
-    return [ratio_row(what, told, pairs, target=PASS, note=note)]
+    target = PASS if all(peer.judges for peer in bare) else None
+    return [ratio_row(what, told, pairs, target=target, note=note)]
 
 
 def _decoding(peer: Peer, run: PeerRun) -> float:

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A task of one backbone has at most so many images, so that what a kill loses is minutes.
+# A task of one backbone has at most so many images, so that what a kill loses is minutes; a GPU
+# computes so many times as fast as a core at the least.
 IMAGES_A_TASK = 4096
+SPEED_OF_GPU = 16
 # A run has at least so many shards, where each can take so long: a shard costs 0.3 s of its own.
 SHARDS_A_RUN, SECONDS_A_SHARD = 4, 8.0
 DECODE_SECONDS = 0.002  # of a core an image, about
@@ -107,9 +109,11 @@ def run_pass(
     placement = placement_of(spark)
     n_slots = slots(spark, placement)
     n_least = least_images(
-        [b.identity.backbone for b in backbones], backbones[0].identity.image_size, n_slots
-    )
-    n_shards, n_tasks = plan_shards(n_images, n_slots, len(backbones), n_least)
+        [b.identity.backbone for b in backbones], backbones[0].identity.image_size, n_slots,
+        placement,
+    )  # fmt: skip
+    n_most = IMAGES_A_TASK // len(backbones) * (SPEED_OF_GPU if placement.on_gpu else 1)
+    n_shards, n_tasks = plan_shards(n_images, n_slots, n_most, n_least)
     pieces = folder / f"pieces-{uuid.uuid4().hex}"
     with described(spark, f"cutting {n_images:,} images into {n_shards * n_tasks} tasks"):
         _cut_images(images, n_images, n_shards, n_tasks, pieces)
@@ -145,14 +149,19 @@ def run_pass(
     log.info("extracted: %d images in %.1f s, %.1f images/s", n_images, seconds, n_images / seconds)
 
 
-def least_images(backbones: Sequence[str], image_size: tuple[int, int], n_slots: int) -> int:
-    """Return how many images keep a cluster of processors busy for ``SECONDS_A_SHARD``."""
+def least_images(
+    backbones: Sequence[str], image_size: tuple[int, int], n_slots: int, placement: Placement
+) -> int:
+    """Return how many images keep a cluster busy for ``SECONDS_A_SHARD``, about."""
     area = image_size[0] * image_size[1] / 224**2
     forward = area * sum(BACKBONES[name].core_seconds for name in backbones)
-    return max(1, round(SECONDS_A_SHARD * n_slots / (DECODE_SECONDS + forward)))
+    seconds = DECODE_SECONDS + forward
+    if placement.on_gpu:  # where threads decode meanwhile
+        seconds = max(DECODE_SECONDS / placement.task_cpus, forward / SPEED_OF_GPU)
+    return max(1, round(SECONDS_A_SHARD * n_slots / seconds))
 
 
-def plan_shards(n_images: int, n_slots: int, n_backbones: int, n_least: int) -> tuple[int, int]:
+def plan_shards(n_images: int, n_slots: int, n_most: int, n_least: int) -> tuple[int, int]:
     """Return the number of shards, and of the tasks of each.
 
     A shard fills the cluster with tasks. It is no larger than what one may lose, and no run of some
@@ -161,11 +170,12 @@ def plan_shards(n_images: int, n_slots: int, n_backbones: int, n_least: int) -> 
     Args:
         n_images: to be computed.
         n_slots: tasks that run at once.
-        n_backbones: that each task computes.
+        n_most: images of a task, at least one.
         n_least: images below which a shard's own cost would tell.
     """
-    largest = n_slots * max(1, IMAGES_A_TASK // n_backbones)
-    n_shards = max(math.ceil(n_images / largest), min(SHARDS_A_RUN, n_images // n_least), 1)
+    n_shards = max(
+        math.ceil(n_images / (n_slots * n_most)), min(SHARDS_A_RUN, n_images // n_least), 1
+    )
     n_tasks = n_slots * math.ceil(TASKS_A_SLOT / n_shards)
     return n_shards, max(1, min(n_tasks, n_images // n_shards))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from cxr_spark.benchmark.peers import (
     find_programs,
     measure_peer,
     measure_whole,
+    run_peer,
     run_process,
+    takes_cores,
 )
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.benchmark.settings import Settings, read_settings
@@ -105,6 +108,41 @@ def test_the_grid_is_compared_by_whole_processes(tmp_path: Path) -> None:
     assert (row.target, row.met) == (2.5, False)
 
 
+def test_a_program_has_as_many_cores_as_ours(tmp_path: Path) -> None:
+    asked = WORKING.replace(
+        "args = parser", "parser.add_argument('--cores', type=int)\nargs = parser"
+    )
+    asked = asked.replace('"images": args.limit', '"images": args.cores')
+    with_flag, without = peer(tmp_path, "ceiling", asked), peer(tmp_path, "keras_loop", WORKING)
+    assert takes_cores(with_flag.program)
+    assert not takes_cores(without.program)
+    assert not takes_cores(peer(tmp_path, "broken", "raise SystemExit(1)").program)
+    assert run_peer(replace(with_flag, cores=3), 400).n_images == 3
+    assert run_peer(without, 400).n_images == 400
+
+
+def test_what_runs_on_a_cluster_is_not_judged_by_one_machine(tmp_path: Path) -> None:
+    program = replace(peer(tmp_path, "keras_loop", WORKING), judges=False)
+    marginal, _, _ = measure_peer(program, ours, 400, 1)
+    assert (marginal.ratio, marginal.target, marginal.met) == (pytest.approx(2.0), None, None)
+
+
+def test_pairs_before_a_failure_count_and_one_of_no_rate_is_left_out(tmp_path: Path) -> None:
+    program = peer(tmp_path, "keras_loop", WORKING)
+    calls: list[int] = []
+
+    def failing(n_images: int) -> float:
+        calls.append(n_images)
+        if len(calls) == 8:
+            raise MeasurementError("the disk is full")
+        # the second pair's quarter takes longer than its whole
+        return 20.0 if len(calls) == 4 else ours(n_images)
+
+    marginal, whole, fixed = measure_peer(program, failing, 400, 5)
+    assert (marginal.n_pairs, whole.n_pairs, fixed.n_pairs) == (2, 3, 2)
+    assert marginal.rate == pytest.approx(RATE)
+
+
 def test_what_is_shared_is_no_program(tmp_path: Path) -> None:
     for name in ("common.py", "b.py", "a.py", "README.md"):
         (tmp_path / name).touch()
@@ -119,7 +157,7 @@ def test_a_process_of_its_own_does_not_see_this_driver(monkeypatch: pytest.Monke
 
 def settings(**given: object) -> Settings:
     names = ("images", "weights", "backbones", "limit", "repeat", "peers", "out", "feature_maps",
-             "engine_only", "sections")  # fmt: skip
+             "engine_only", "sections", "precision")  # fmt: skip
     return read_settings({**dict.fromkeys(names), **given})
 
 

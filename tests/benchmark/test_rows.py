@@ -13,7 +13,6 @@ from cxr_spark.benchmark.rows import (
     rate_row,
     ratio_row,
 )
-from cxr_spark.benchmark.targets import TARGETS, find_target
 
 
 def test_a_marginal_rate_is_free_of_what_does_not_grow() -> None:
@@ -55,15 +54,3 @@ def test_the_table_has_a_line_a_row() -> None:
     assert header.split()[:2] == ["what", "rate"]
     assert line.split()[-1] == "NO"
     assert beneath == "    against theirs"
-
-
-def test_a_backbone_with_a_target_of_its_own_has_that_one() -> None:
-    assert find_target("ceiling", "marginal", "ResNet50") == 0.95
-    assert find_target("ceiling", "marginal", "MobileNetV3Small") == 0.90
-    assert find_target("ceiling", "marginal", "Xception") is None
-    assert find_target("ceiling", "whole process", "Xception") is None
-    assert find_target("unknown", "marginal", "Xception") is None
-    assert find_target("keras_loop", "marginal", "Xception") is None
-    assert find_target("paper_grid", "whole process", "MobileNetV3Small") == 2.5
-    assert find_target("paper_grid", "whole process", "ResNet50") == 5.0
-    assert len({(t.program, t.measure, t.backbone) for t in TARGETS}) == len(TARGETS)

@@ -40,12 +40,15 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     assert {
         "reader, pooled, MobileNetV3Small",
         "reader, feature_map, MobileNetV3Small",
+        "reader, pooled, drawn",
         "training, fc1024",
         "marginal, MobileNetV3Small, phantoms against other",
     } <= set(rows), rows
     for what in ("reader, feature_map, MobileNetV3Small", "training, fc1024"):
         assert rows[what]["ratio"] > 0
     assert rows["training, fc1024"]["note"] == "10 epochs of stored maps 40x7x7x576"
+    assert rows["reader, pooled, drawn"]["note"].startswith("40 rows")
+    assert rows["reader, pooled, drawn"]["target"] is None
     assert rows["reader, pooled, MobileNetV3Small"]["unit"] == "rows/s"
 
 

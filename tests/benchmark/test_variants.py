@@ -100,10 +100,12 @@ def test_one_pass_is_compared_with_the_forward_passes_and_one_decoding(tmp_path:
 
 def test_time_is_a_line_through_the_number_of_images() -> None:
     job: Any = Job()
-    (row,) = measure_growth(trial(job, n_images=800, repeat=2))
+    row, *whole = measure_growth(trial(job, n_images=800, repeat=2))
     assert row.rate == pytest.approx(7.0)
     assert row.note.startswith("10.00 ms an image; no run is farther than 0.00 s")
     assert [asked["n_images"] for asked in job.asked[1:]] == [100, 200, 400, 800] * 2
+    assert [of.rate for of in whole] == pytest.approx([8.0, 9.0, 11.0, 15.0])
+    assert [of.n_pairs for of in whole] == [2] * 4
 
 
 def test_memory_is_that_of_a_worker_of_sparks_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

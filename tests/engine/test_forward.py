@@ -160,6 +160,18 @@ def test_a_gpu_takes_the_memory_it_needs_and_xla(device: Device, jit: int, cpus:
     assert ("GPU" in config.device_count) == (cpus > 0)  # as 0: a processor's opens none
 
 
+def test_features_are_the_same_compiled_by_xla(small, rng: np.random.Generator) -> None:
+    """As graphs run on GPUs; here XLA compiles for the processor."""
+    import tensorflow as tf
+
+    _, features = feature_function(small, "MobileNetV3Small", "none", feature_maps=True)
+    grey = tf.constant(rng.integers(0, 256, (2, *SIZE, 1), dtype=np.uint8))
+    plain, compiled = (tf.function(features, jit_compile=jit)(grey) for jit in (False, True))
+    assert distance(compiled[0].numpy(), plain[0].numpy()).max() <= 1e-5
+    half, exact = (outputs[1].numpy().astype(np.float32) for outputs in (compiled, plain))
+    assert np.abs(half - exact).max() <= 2e-3 * np.abs(exact).max()
+
+
 def test_float32_is_not_rounded_on_newer_gpus(small) -> None:
     import tensorflow as tf
 

@@ -17,7 +17,10 @@ from cxr_spark.extraction.job import clear_store
 from cxr_spark.extraction.listing import Listing, read_listing_record, write_listing_record
 from cxr_spark.extraction.one_pass import least_images, plan_shards
 from cxr_spark.extraction.store import check_files, list_extractions
+from cxr_spark.placement import Placement
 from tests.extraction.test_job import read, read_errors, run
+
+CORE = Placement()
 
 
 @pytest.fixture(autouse=True)
@@ -59,34 +62,38 @@ def assert_same_features(one: pd.DataFrame, two: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_images", "n_slots", "n_backbones", "expected"),
+    ("n_images", "n_slots", "n_most", "expected"),
     [
-        (1, 2, 1, (1, 1)),
-        (19, 2, 1, (1, 16)),
-        (20, 2, 1, (2, 8)),
-        (90, 2, 1, (4, 4)),
-        (5_856, 2, 1, (4, 4)),
-        (400_000, 2, 1, (49, 2)),
-        (400_000, 2, 6, (294, 2)),
-        (400_000, 160, 1, (4, 320)),
-        (50, 160, 1, (4, 12)),
+        (1, 2, 4096, (1, 1)),
+        (19, 2, 4096, (1, 16)),
+        (20, 2, 4096, (2, 8)),
+        (90, 2, 4096, (4, 4)),
+        (5_856, 2, 4096, (4, 4)),
+        (400_000, 2, 4096, (49, 2)),
+        (400_000, 2, 682, (294, 2)),
+        (400_000, 160, 4096, (4, 320)),
+        (50, 160, 4096, (4, 12)),
     ],
 )
-def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_backbones, expected) -> None:
-    assert plan_shards(n_images, n_slots, n_backbones, 10) == expected
+def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_most, expected) -> None:
+    assert plan_shards(n_images, n_slots, n_most, 10) == expected
 
 
 @pytest.mark.parametrize(
-    ("backbones", "side", "n_slots", "n_images"),
+    ("backbones", "side", "n_slots", "placement", "n_images"),
     [
-        (["MobileNetV3Small"], 224, 2, 3137),
-        (["ResNet50"], 224, 2, 276),
-        (["ResNet50"], 224, 160, 22069),
-        (["ResNet50", "Xception"], 448, 2, 32),
+        (["MobileNetV3Small"], 224, 2, CORE, 3137),
+        (["ResNet50"], 224, 2, CORE, 276),
+        (["ResNet50"], 224, 160, CORE, 22069),
+        (["ResNet50", "Xception"], 448, 2, CORE, 32),
+        (["ResNet50"], 224, 1, Placement(16, on_gpu=True), 2286),
+        (["MobileNetV3Small"], 224, 1, Placement(4, on_gpu=True), 16000),
     ],
 )
-def test_a_shard_takes_seconds_whatever_the_backbones(backbones, side, n_slots, n_images) -> None:
-    assert least_images(backbones, (side, side), n_slots) == n_images
+def test_a_shard_takes_seconds_whatever_the_backbones_and_devices(
+    backbones, side, n_slots, placement, n_images
+) -> None:
+    assert least_images(backbones, (side, side), n_slots, placement) == n_images
 
 
 def test_a_stopped_run_goes_on_with_what_it_lacks(

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.training.test_reader import with_checksums
 
 FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
+EPOCHS = 2
 CHANNELS, SHAPE = 2048, (7, 7, 2048)
 # ResNet50's maps of 160 images: what extraction writes as one row group.
 ROWS_A_GROUP, GROUPS_A_FILE = 160, 32
@@ -75,13 +76,15 @@ def _draw_rows(rng: np.random.Generator, at: np.ndarray) -> pa.Table:
     return with_checksums(table)
 
 
-def train(features: Path, head: str, folder: Path) -> tuple[float, float]:
-    """Train one head with 1 GB for features; return the process' peak in GB and its test AUC."""
+def train(
+    features: Path, head: str, folder: Path, *, memory_gb: float = 1.0
+) -> tuple[float, float, float]:
+    """Train one head; return the process' peak in GB, its test AUC and the seconds of training."""
     folder.mkdir()
     experiment = {
         "split": {"unit": "image"}, "backbones": ["ResNet50"], "weights": "random",
         "image_size": [224, 224], "heads": [head], "seeds": [0], "feature_maps": True,
-        "training": {"epochs": 1, "memory_gb": 1.0},
+        "training": {"epochs": EPOCHS, "memory_gb": memory_gb},
     }  # fmt: skip
     (folder / "experiment.yaml").write_text(json.dumps(experiment))
     with open(folder / "log", "w+", encoding="utf-8") as log:
@@ -96,8 +99,8 @@ def train(features: Path, head: str, folder: Path) -> tuple[float, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
         assert process.returncode == 0, log.read()[-3000:]
-    results = json.loads((folder / "run" / "results.json").read_text())
-    return usage.ru_maxrss * 1024 / 1e9, results["rows"][0]["test_auc"]
+    (row,) = json.loads((folder / "run" / "results.json").read_text())["rows"]
+    return usage.ru_maxrss * 1024 / 1e9, row["test_auc"], row["train_seconds"]
 
 
 @FULL
@@ -105,11 +108,14 @@ def test_maps_of_four_gigabytes_are_streamed(tmp_path: Path) -> None:
     """What ``fc1024`` takes of its own, Adam on 100 million weights, it takes on few maps too."""
     draw_store(tmp_path / "many", 20_000)
     draw_store(tmp_path / "few", 640)
-    gap, auc = train(tmp_path / "many", "gap", tmp_path / "gap")
+    gap, auc, _ = train(tmp_path / "many", "gap", tmp_path / "gap")
     assert gap < 2.0
     assert auc > 0.9
-    few, _ = train(tmp_path / "few", "fc1024", tmp_path / "fc1024-few")
-    many, auc = train(tmp_path / "many", "fc1024", tmp_path / "fc1024-many")
+    few, *_ = train(tmp_path / "few", "fc1024", tmp_path / "fc1024-few")
+    many, auc, streamed = train(tmp_path / "many", "fc1024", tmp_path / "fc1024-many")
     assert many < few + 0.7
     assert auc > 0.9
     print(f"\ngap {gap:.2f} GB; fc1024 {many:.2f} GB, on 640 maps {few:.2f} GB")
+    *_, held = train(tmp_path / "many", "fc1024", tmp_path / "held", memory_gb=8.0)
+    print(f"fc1024 in {streamed:.0f} s streamed, {held:.0f} s held in memory")
+    assert held / streamed >= 0.7
