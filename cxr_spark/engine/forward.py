@@ -92,7 +92,7 @@ def compile_forward(
     device: Device = CPU,
     threads: int = 0,
 ) -> Forward:
-    """Return ``feature_function`` compiled for the backend that Keras uses; PyTorch runs it as it is.
+    """Return ``feature_function`` compiled for Keras' backend; PyTorch runs it as it is.
 
     TensorFlow runs it on ``device`` with ``threads``, as ``load_graph`` does; JAX and PyTorch
     choose the device themselves. Float32 is that of processors, with no TensorFloat-32.
