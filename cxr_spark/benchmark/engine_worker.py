@@ -25,7 +25,9 @@ from cxr_spark.engine.forward import (
 )
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
+    Batches,
     Source,
+    batch_groups,
     make_batches,
     prepare_groups,
     run_batches,
@@ -113,10 +115,9 @@ class EngineWorker:
         self._forward = compiled(precision)
         if precision == "float32":
             return 0.0
-        pixels, batch_size = self._pixels[:IMAGES_COMPARED], BATCH_SIZE[self._kind]
+        batches = self._batches(self._pixels[:IMAGES_COMPARED])
         exact, lower = (
-            run_batches(forward, pixels, batch_size, on_gpu=self._on_gpu)
-            for forward in (compiled("float32"), self._forward)
+            run_batches(forward, batches) for forward in (compiled("float32"), self._forward)
         )
         return precision_loss(exact, lower)
 
@@ -137,11 +138,11 @@ class EngineWorker:
 
     def decode(self, seconds: float) -> tuple[int, float]:
         """Decode and resize what is in memory already."""
-        return self._prepared((self._encoded for _ in self._groups(seconds)), lambda pixels: None)
+        return self._prepared(self._encoded for _ in self._groups(seconds))
 
     def read_decode(self, seconds: float) -> tuple[int, float]:
         """Read, decode and resize files."""
-        return self._prepared(self._groups(seconds), lambda pixels: None)
+        return self._prepared(self._groups(seconds))
 
     def forward(self, seconds: float) -> tuple[int, float]:
         """Run the backbone over batches that are ready."""
@@ -152,7 +153,7 @@ class EngineWorker:
 
     def core(self, seconds: float) -> tuple[int, float]:
         """Run all of it, from files to features."""
-        return self._prepared(self._groups(seconds), self._compute)
+        return self._prepared(self._groups(seconds), computed=True)
 
     def write(self, seconds: float, folder: str) -> tuple[int, float]:
         """Write features as Parquet; (0, 0) where there is no pyarrow."""
@@ -161,13 +162,16 @@ class EngineWorker:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             return 0, 0.0
-        outputs = self._compute(self._pixels)
+        outputs = self._compute(self._batches(self._pixels))
         file = Path(folder) / f"{os.getpid()}.parquet"
         return self._timed(seconds, lambda paths: _write(outputs, file))
 
-    def _compute(self, pixels: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+    def _batches(self, pixels: Sequence[npt.NDArray[Any]]) -> Batches:
+        return Batches(pixels, BATCH_SIZE[self._kind], on_gpu=self._on_gpu)
+
+    def _compute(self, batches: Batches) -> tuple[npt.NDArray[Any], ...]:
         assert self._forward is not None, "load comes first"
-        return run_batches(self._forward, pixels, BATCH_SIZE[self._kind], on_gpu=self._on_gpu)
+        return run_batches(self._forward, batches)
 
     def _groups(self, seconds: float) -> Iterator[Sequence[bytes]]:
         """Yield groups of paths, round and round, until the time is over."""
@@ -185,17 +189,19 @@ class EngineWorker:
         return n_images, time.perf_counter() - began
 
     def _prepared(
-        self,
-        groups: Iterable[Sequence[bytes | Source]],
-        work: Callable[[list[npt.NDArray[Any]]], Any],
+        self, groups: Iterable[Sequence[bytes | Source]], *, computed: bool = False
     ) -> tuple[int, float]:
+        """Prepare groups of files, and compute them where that is asked for."""
         began, n_images = time.perf_counter(), 0
-        threads = self._threads if self._on_gpu else 0
+        threads, batch_size = self._threads if self._on_gpu else 0, BATCH_SIZE[self._kind]
         named = ((None, group) for group in groups)
-        for _, images in prepare_groups(named, self._image_size, threads=threads):
-            pixels = [image.pixels for image in images if image.pixels is not None]
-            if pixels:
-                work(pixels)
+        prepared = prepare_groups(named, self._image_size, threads=threads)
+        if not computed:
+            n_images = sum(len(images) for _, images in prepared)
+            return n_images, time.perf_counter() - began
+        for _, images, batches in batch_groups(prepared, batch_size, on_gpu=self._on_gpu):
+            if any(image.pixels is not None for image in images):
+                self._compute(batches)
             n_images += len(images)
         return n_images, time.perf_counter() - began
 

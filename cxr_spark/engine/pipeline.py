@@ -116,21 +116,57 @@ def prepare_groups(
             yield done, list(images)
 
 
-def run_batches(
-    forward: Forward, pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, on_gpu: bool
-) -> tuple[npt.NDArray[Any], ...]:
-    """Return the features of images, computed in batches.
+class Batches:
+    """The pixels of a group of images as batches, for one backbone after another.
+
+    On a GPU they are made at once and filled up with zeros, so that one shape is compiled; on a
+    processor each time anew, which saves their memory.
+    """
+
+    def __init__(
+        self, pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, on_gpu: bool
+    ) -> None:
+        """Take pixels, each of shape image_size, and how many images a batch has."""
+        self._pixels, self._size = pixels, batch_size
+        self._made = list(make_batches(pixels, batch_size, padded=True)) if on_gpu else None
+
+    def __iter__(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield what ``make_batches`` yields."""
+        if self._made is None:
+            return make_batches(self._pixels, self._size, padded=False)
+        return iter(self._made)
+
+
+def batch_groups(
+    prepared: Iterable[tuple[Group, list[PreparedImage]]], batch_size: int, *, on_gpu: bool
+) -> Iterator[tuple[Group, list[PreparedImage], Batches]]:
+    """Yield prepared groups with the batches of their images that can be used.
+
+    Args:
+        prepared: as ``prepare_groups`` yields.
+        batch_size: images a batch.
+        on_gpu: whether another thread makes the batches of the next group while one is computed.
+    """
+
+    def usable(images: list[PreparedImage]) -> list[npt.NDArray[Any]]:
+        return [image.pixels for image in images if image.pixels is not None]
+
+    made = (
+        (group, images, Batches(usable(images), batch_size, on_gpu=on_gpu))
+        for group, images in prepared
+    )
+    return in_background(made) if on_gpu else made
+
+
+def run_batches(forward: Forward, batches: Batches) -> tuple[npt.NDArray[Any], ...]:
+    """Return the features of at least one image, computed in batches.
 
     Args:
         forward: as ``compile_forward`` or ``load_graph`` return.
-        pixels: at least one, each of shape image_size.
-        batch_size: images a batch.
-        on_gpu: whether zeros fill the last batch, so that one shape is compiled, and another thread
-            fills the next batch while one is computed; a processor saves what both would cost.
+        batches: of the images.
     """
-    batches = make_batches(pixels, batch_size, padded=on_gpu)
     parts: list[tuple[npt.NDArray[Any], ...]] = []
-    for n_images, batch in in_background(batches) if on_gpu else batches:
+    for n_images, batch in batches:
         parts.append(tuple(output[:n_images] for output in forward(batch)))
     return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 

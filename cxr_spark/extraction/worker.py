@@ -25,8 +25,10 @@ from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.forward import Forward, precision_loss
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
+    Batches,
     PreparedImage,
     Source,
+    batch_groups,
     in_background,
     prepare_groups,
     run_batches,
@@ -132,8 +134,9 @@ def make_comparer(
 
     def compare(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         device = task_device(placement)
+        batches = Batches(pixels, BATCH_SIZE[device.kind], on_gpu=device.kind == "GPU")
         outputs = [
-            run_batches(forward, pixels, BATCH_SIZE[device.kind], on_gpu=device.kind == "GPU")
+            run_batches(forward, batches)
             for forward in (
                 _load_forward(exact, device, placement),
                 _forward(lower, device, placement),
@@ -153,11 +156,13 @@ def _extract(
     device: Device,
     columns: list[str],
 ) -> Iterator[pd.DataFrame]:
-    threads = placement.task_cpus if device.kind == "GPU" else 0
+    on_gpu, batch_size = device.kind == "GPU", BATCH_SIZE[device.kind]
+    threads = placement.task_cpus if on_gpu else 0
     forwards = [_forward(extraction, device, placement) for extraction in extractions]
     with PackReader() as packs:
         groups = ((rows, _sources(rows, packs)) for rows in frames)
-        for rows, images in prepare_groups(groups, image_size, threads=threads):
+        prepared = prepare_groups(groups, image_size, threads=threads)
+        for rows, images, batches in batch_groups(prepared, batch_size, on_gpu=on_gpu):
             usable, pixels, errors = _divide(rows, images)
             if len(errors):
                 yield _without_features(errors, columns)
@@ -165,9 +170,7 @@ def _extract(
                 continue
             keys = sum_text([usable[name] for name in KEY_COLUMNS])
             for extraction, forward in zip(extractions, forwards, strict=True):
-                outputs = run_batches(
-                    forward, pixels, BATCH_SIZE[device.kind], on_gpu=device.kind == "GPU"
-                )
+                outputs = run_batches(forward, batches)
                 if problem := _find_degenerate(extraction.identity.fingerprint, outputs[0], pixels):
                     told = f"{extraction.identity.backbone} gave features that are {problem}"
                     failed = usable.head(1).assign(stage="features", error=told)

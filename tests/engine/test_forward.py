@@ -12,7 +12,7 @@ from cxr_spark.backbones import BACKBONES, load_backbone
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.forward import compile_forward, feature_function, precision_loss
 from cxr_spark.engine.frozen import _session_config, freeze, load_graph
-from cxr_spark.engine.pipeline import prepare, run_batches
+from cxr_spark.engine.pipeline import Batches, prepare, run_batches
 
 SIZE = (80, 96)
 
@@ -79,9 +79,8 @@ def test_features_of_files_are_those_of_keras_own_preprocessing_and_network(
     for preprocessing, pixels in given.items():
         expected_map = model(pixels, training=False).numpy()
         forward = compile_forward(model, name, preprocessing, feature_maps=True)
-        pooled, half, scale = run_batches(
-            forward, [image.pixels for image in images], 2, on_gpu=False
-        )
+        batches = Batches([image.pixels for image in images], 2, on_gpu=False)
+        pooled, half, scale = run_batches(forward, batches)
         assert (pooled.dtype, half.dtype, scale.dtype) == (np.float32, np.float16, np.float32)
         assert half.shape == (2, *model.output_shape[1:])
         assert scale == pytest.approx(np.abs(expected_map).max(axis=(1, 2, 3)), rel=1e-4)

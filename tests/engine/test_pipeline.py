@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from cxr_spark.engine.pipeline import (
+    PreparedImage,
+    batch_groups,
     digest_pixels,
     in_background,
     prepare,
@@ -105,9 +107,14 @@ def test_batches_have_the_order_of_the_images_and_one_size_on_a_gpu(
 
     pixels = [rng.integers(0, 256, (4, 5), dtype=np.uint8) for _ in range(10)]
     pixels[9] = pixels[9].astype(np.float32) / 2
-    (found,) = run_batches(forward, pixels, 4, on_gpu=on_gpu)
+    images = [PreparedImage(4, 5, image) for image in pixels]
+    ((group, of_group, batches),) = batch_groups([("a", images)], 4, on_gpu=on_gpu)
+    assert (group, of_group) == ("a", images)
+    (found,) = run_batches(forward, batches)
+    (again,) = run_batches(forward, batches)
+    assert np.array_equal(found, again)
     assert np.array_equal(found, np.stack([image.ravel() for image in pixels]))
-    assert shapes == [((4, 4, 5, 1), "uint8")] * 2 + [((last, 4, 5, 1), "float32")]
+    assert shapes == 2 * ([((4, 4, 5, 1), "uint8")] * 2 + [((last, 4, 5, 1), "float32")])
     assert filled_by == {not on_gpu}
 
 
