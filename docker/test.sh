@@ -137,7 +137,7 @@ finish undisturbed
 
 begin killed
 driver=$(container driver)
-# The address of an executor whose task has run for three seconds: it extracts features, all others are shorter.
+# The address of an executor that holds a task of extraction, as Spark's pages call its stage, for a second already.
 address=$(python_in driver <<'PYTHON'
 import datetime, json, time, urllib.request
 
@@ -149,18 +149,20 @@ def seconds_since(moment):
     began = datetime.datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%fGMT").replace(tzinfo=datetime.timezone.utc)
     return (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
 
-def long_running():
+def extracting():
     (application,) = ask("")
     for stage in ask(f"/{application['id']}/stages?status=active"):
+        if not stage.get("description", "").startswith("extracting features"):
+            continue
         tasks = ask(f"/{application['id']}/stages/{stage['stageId']}/{stage['attemptId']}/taskList?status=running")
         for task in tasks:
-            if task["status"] == "RUNNING" and seconds_since(task["launchTime"]) > 3:
+            if task["status"] == "RUNNING" and seconds_since(task["launchTime"]) > 1:
                 return task["host"]
 
 until = time.monotonic() + 240
 while time.monotonic() < until:
     try:
-        if address := long_running():
+        if address := extracting():
             print(address)
             break
     except (OSError, ValueError):  # before it listens, and while it says that Spark is starting up
