@@ -36,7 +36,7 @@ class Detail:
     """What is shown of one configuration and seed, all of test images.
 
     Attributes:
-        curves: of the positive class; of each class where there are more than two.
+        curves: of the positive class; where there are more than two, of each in the test part.
         reliability: of the positive score, or for more classes of the highest, scaled as rules say.
         wrong: the test images that are called wrong by the largest score: ``image_id``, ``label``,
             ``called`` and the ``score`` of what they are called.
@@ -61,7 +61,7 @@ def look_closely(
     val, test = scored(predictions, "val"), scored(predictions, "test")
     scores = calibrated(val, test, rules)
     if rules.positive is None:
-        labels = list(range(test.scores.shape[1]))
+        labels = np.unique(test.labels).tolist()
         called = test.scores.argmax(axis=1)
         found = reliability(scores.argmax(axis=1) == test.labels, scores.max(axis=1))
     else:
