@@ -17,8 +17,8 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.phantoms import draw_phantoms
 
-# As conf/spark-local.conf has it: Java's second compiler and the loading of Spark's classes cost
-# seconds of each start. An archive that is missing is passed over.
+# For JVMs of one test, as conf/spark-local.conf has it: Java's second compiler and the loading of
+# Spark's classes cost seconds of each start. An archive that is missing is passed over.
 ROOT = Path(__file__).resolve().parent.parent
 QUICK_JAVA = (
     f"-XX:TieredStopAtLevel=1 -XX:SharedArchiveFile={ROOT}/.venv/spark.jsa "
@@ -41,7 +41,7 @@ def spark() -> Iterator[object]:
     """One local session with two cores for all tests, as jobs open it."""
     os.environ["PYSPARK_SUBMIT_ARGS"] = (
         "--master local[2] --conf spark.ui.enabled=false --conf spark.sql.shuffle.partitions=4 "
-        f"--driver-memory 2g --driver-java-options '{QUICK_JAVA}' pyspark-shell"
+        "--driver-memory 2g pyspark-shell"
     )
     from cxr_spark.spark import open_session
 
