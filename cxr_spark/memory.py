@@ -17,6 +17,8 @@ INTERPRETER_MB = 650
 # Pixels and features of each image of an Arrow batch, at 224 x 224.
 IMAGE_MB = 0.5
 IMAGES_AT_ONCE = 256  # spark.sql.execution.arrow.maxRecordsPerBatch
+# Of pixels alone four groups more are there on a GPU, decoded and put into batches ahead.
+GROUPS_ON_GPU = 3
 BATCH_SIZE = 16  # of processors, as in engine/pipeline.py
 # A further graph takes this share of what it takes alone: it is loaded in memory that the first
 # has left.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cxr_spark.errors import UserError
 from cxr_spark.installed import installed_version
-from cxr_spark.memory import IMAGES_AT_ONCE, address_space_mb, jvm_overhead_mb, to_mb
+from cxr_spark.memory import GROUPS_ON_GPU, IMAGES_AT_ONCE, address_space_mb, jvm_overhead_mb, to_mb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,8 @@ def check_settings(settings: Settings, worker_mb: Callable[[int], int] | None = 
     _check_gpus(settings)
     _check_task_cpus(settings)
     if worker_mb is not None:
-        needed = worker_mb(int(_number(settings, BATCH, IMAGES_AT_ONCE)))
+        groups = GROUPS_ON_GPU if _number(settings, "spark.task.resource.gpu.amount", 0) else 1
+        needed = worker_mb(groups * int(_number(settings, BATCH, IMAGES_AT_ONCE)))
         _check_address_space(settings, needed)
         _check_container(settings, needed)
 
@@ -72,14 +73,6 @@ def check_settings(settings: Settings, worker_mb: Callable[[int], int] | None = 
 def is_local(master: str) -> bool:
     """Whether a master is this process: 'local', 'local[2]', 'local[*,4]'."""
     return LOCAL.fullmatch(master) is not None
-
-
-def local_cores(master: str) -> int | None:
-    """Return how many cores a master that is this process has; None for a cluster."""
-    found = LOCAL.fullmatch(master)
-    if found is None:
-        return None
-    return len(os.sched_getaffinity(0)) if found[1] == "*" else int(found[1] or 1)
 
 
 def _check_workers_last(settings: Settings) -> None:

@@ -200,7 +200,7 @@ class EngineWorker:
             n_images = sum(len(images) for _, images in prepared)
             return n_images, time.perf_counter() - began
         for _, images, batches in batch_groups(prepared, batch_size, on_gpu=self._on_gpu):
-            if any(image.pixels is not None for image in images):
+            if batches.pixels:
                 self._compute(batches)
             n_images += len(images)
         return n_images, time.perf_counter() - began

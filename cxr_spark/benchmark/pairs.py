@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 from cxr_spark.benchmark.rows import MeasurementError, NoRateError, Pair, marginal_rate
 
@@ -12,6 +12,18 @@ log = logging.getLogger(__name__)
 
 Ours = TypeVar("Ours")
 Theirs = TypeVar("Theirs")
+
+
+class Turns(NamedTuple, Generic[Ours, Theirs]):
+    """What two sides returned.
+
+    Attributes:
+        runs: for each repetition what ours and the other returned, for each number of images.
+        note: why there are fewer repetitions than were asked for, or an empty string.
+    """
+
+    runs: list[list[tuple[Ours, Theirs]]]
+    note: str
 
 
 def quarter_and_whole(n_images: int) -> tuple[int, int]:
@@ -35,7 +47,7 @@ def run_in_turn(
     theirs: Callable[[int], Theirs],
     sizes: tuple[int, ...],
     repeat: int,
-) -> list[list[tuple[Ours, Theirs]]]:
+) -> Turns[Ours, Theirs]:
     """Run both sides over each number of images, one right after the other.
 
     Who goes first changes from one repetition to the next, so that a drift favours neither. A run
@@ -47,9 +59,6 @@ def run_in_turn(
         theirs: runs the other.
         sizes: the numbers of images, of one repetition.
         repeat: how many repetitions.
-
-    Returns:
-        For each repetition what the two sides returned, for each of ``sizes``.
 
     Raises:
         MeasurementError: a run of the first repetition failed.
@@ -64,9 +73,8 @@ def run_in_turn(
         except MeasurementError as error:
             if not done:
                 raise
-            log.error("%s: ended after %d of %d pairs: %s", what, k, repeat, error)
-            break
-    return done
+            return Turns(done, f"ended after {k} of {repeat} pairs: {error}")
+    return Turns(done, "")
 
 
 def _pair(
@@ -80,27 +88,30 @@ def _pair(
 
 
 def rates_of(
-    repetitions: Sequence[Sequence[tuple[Ours, Theirs]]],
+    turns: Turns[Ours, Theirs],
     ours: Callable[[Ours, Ours], float],
     theirs: Callable[[Theirs, Theirs], float],
-) -> list[Pair]:
+) -> tuple[list[Pair], str]:
     """Return the pairs of rates that follow from runs over a quarter of the images and over all.
 
     Args:
-        repetitions: what ``run_in_turn`` returned for the two sizes.
+        turns: what ``run_in_turn`` returned for the two sizes.
         ours: makes a rate of what ours returned for the quarter and for the whole.
         theirs: likewise of the other's.
+
+    Returns:
+        The pairs, and a note of those that are missing.
 
     Raises:
         NoRateError: none follows from any of them.
     """
-    pairs, reasons = [], []
-    for (our_quarter, their_quarter), (our_whole, their_whole) in repetitions:
+    pairs, reasons = [], list[NoRateError]()
+    for (our_quarter, their_quarter), (our_whole, their_whole) in turns.runs:
         try:
             pairs.append((ours(our_quarter, our_whole), theirs(their_quarter, their_whole)))
         except NoRateError as error:
-            log.warning("a pair is left out: %s", error)
             reasons.append(error)
     if not pairs:
         raise reasons[0]
-    return pairs
+    left_out = f"{len(reasons)} left out: {reasons[0]}" if reasons else ""
+    return pairs, "; ".join(filter(None, [turns.note, left_out]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,7 +51,8 @@ class Peer:
         weights: 'random', or a weights file.
         cores: for its --cores, as many as ours has; None where it takes none, or ours has a
             cluster's.
-        judges: whether ratios against it have targets: not where ours runs on a cluster.
+        judges: whether ratios against it have targets: not where ours runs on a cluster or in a
+            lower precision.
     """
 
     program: Path
@@ -71,13 +74,14 @@ def find_programs(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.glob("*.py")) if file.stem not in NO_PROGRAMS]
 
 
+@functools.cache
 def takes_cores(program: Path) -> bool:
     """Return whether a program's --help tells of a flag --cores."""
     try:
         _, said = run_process([sys.executable, str(program), "--help"])
     except MeasurementError:  # what is wrong with it is told when it is run
         return False
-    return "--cores" in said
+    return re.search(r"--cores(?![\w-])", said) is not None
 
 
 def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
@@ -95,22 +99,20 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
     what, sizes = _against(peer), quarter_and_whole(n_images)
     try:
         ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
-        done = run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat)
+        turns = run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat)
     except MeasurementError as error:
         return [failed_row(f"marginal, {what}", error)]
-    whole = [(n_images / mine, other.n_images / other.total) for _, (mine, other) in done]
-    against, rows = f"{peer.name}.py", list[Row]()
+    whole = [(n_images / mine, other.n_images / other.total) for _, (mine, other) in turns.runs]
+    against, rate, rows = f"{peer.name}.py", partial(marginal, n_images), list[Row]()
     try:
-        rate = partial(marginal, n_images)
-        pairs = rates_of(done, rate, marginal_of)
-        rows.append(
-            ratio_row(f"marginal, {what}", against, pairs, target=_target(peer, "marginal"))
-        )
+        pairs, note = rates_of(turns, rate, marginal_of)
+        target = _target(peer, "marginal")
+        rows.append(ratio_row(f"marginal, {what}", against, pairs, target=target, note=note))
     except MeasurementError as error:
         rows.append(failed_row(f"marginal, {what}", error))
     target = _target(peer, "whole process")
-    rows.append(ratio_row(f"whole process, {what}", against, whole, target=target))
-    ends = [(quarter, total) for (quarter, _), (total, _) in done if total > quarter]
+    rows.append(ratio_row(f"whole process, {what}", against, whole, target=target, note=turns.note))
+    ends = [(quarter, total) for (quarter, _), (total, _) in turns.runs if total > quarter]
     if ends:
         fixed = [total - n_images / rate(quarter, total) for quarter, total in ends]
         told = "of our whole process: what does not grow with images"
@@ -127,12 +129,12 @@ def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Ro
     what = _against(peer)
     try:
         ours(min(N_WARM_UP, n_images))
-        done = run_in_turn(what, ours, partial(run_peer, peer), (n_images,), repeat)
+        turns = run_in_turn(what, ours, partial(run_peer, peer), (n_images,), repeat)
     except MeasurementError as error:
         return [failed_row(f"whole process, {what}", error)]
-    pairs = [(n_images / mine, other.n_images / other.total) for ((mine, other),) in done]
-    target = _target(peer, "whole process")
-    return [ratio_row(f"whole process, {what}", f"{peer.name}.py", pairs, target=target)]
+    pairs = [(n_images / mine, other.n_images / other.total) for ((mine, other),) in turns.runs]
+    target, name = _target(peer, "whole process"), f"{peer.name}.py"
+    return [ratio_row(f"whole process, {what}", name, pairs, target=target, note=turns.note)]
 
 
 def _against(peer: Peer) -> str:

@@ -151,6 +151,11 @@ def _check_sections(given: dict[str, Any]) -> tuple[str, ...]:
                 "Expected --engine-only without --peers and other --sections: it runs neither "
                 "Spark nor a JVM. Received: both"
             )
+        if given["precision"] is not None:
+            raise UserError(
+                "Expected --engine-only without --precision: it measures every precision that the "
+                "device has. Received: both"
+            )
         return ("engine",)
     for name in ("grid", "peers"):
         if asked and name in asked and given["peers"] is None:

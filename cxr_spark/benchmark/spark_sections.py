@@ -17,7 +17,13 @@ from cxr_spark.benchmark.extraction import load, measure_extraction, timed_extra
 from cxr_spark.benchmark.growth import measure_growth, measure_memory
 from cxr_spark.benchmark.heads import N_ROWS, measure_reader, measure_training
 from cxr_spark.benchmark.images import ImageSet
-from cxr_spark.benchmark.ours import Submitter, Trial, peer_weights, write_properties
+from cxr_spark.benchmark.ours import (
+    Submitter,
+    Trial,
+    local_cores,
+    peer_weights,
+    write_properties,
+)
 from cxr_spark.benchmark.peers import (
     CEILING,
     GRID,
@@ -30,7 +36,6 @@ from cxr_spark.benchmark.peers import (
 from cxr_spark.benchmark.rows import MeasurementError, Row, failed_row, rate_row
 from cxr_spark.benchmark.settings import Settings
 from cxr_spark.benchmark.variants import measure_cores, measure_maps, measure_pass
-from cxr_spark.session_checks import local_cores
 from cxr_spark.spark import open_session
 
 if TYPE_CHECKING:
@@ -209,16 +214,16 @@ def _peer(
 ) -> Peer:
     """Return a program with a backbone's weights, and as many cores as our master has.
 
-    Where that is a cluster, what the program does on this one machine judges nothing.
+    Where that is a cluster, what the program does on this one machine judges nothing; nor does what
+    it does in float32 judge a lower precision.
 
     Raises:
         MeasurementError: the weights are not there.
     """
     weights = peer_weights(settings, backbone)
     given = cores if cores is not None and takes_cores(program) else None
-    return Peer(
-        program, images.name, images.root, backbone, weights, given, judges=cores is not None
-    )
+    alike = cores is not None and settings.precision == "float32"
+    return Peer(program, images.name, images.root, backbone, weights, given, judges=alike)
 
 
 def _run_peers(

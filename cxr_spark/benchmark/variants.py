@@ -25,12 +25,13 @@ def measure_maps(trial: Trial) -> list[Row]:
         MeasurementError: a job failed, or no rate follows.
     """
     what, n_images = f"--feature-maps, {trial.name}", trial.n_images
-    trial.warm_up()
+    for stored in (True, False):  # whose graphs differ
+        trial.warm_up(feature_maps=stored)
     ours, theirs = (partial(trial.extract, feature_maps=stored) for stored in (True, False))
-    done = run_in_turn(what, ours, theirs, quarter_and_whole(n_images), trial.repeat)
+    turns = run_in_turn(what, ours, theirs, quarter_and_whole(n_images), trial.repeat)
     rate = partial(marginal, n_images)
-    pairs = rates_of(done, rate, rate)
-    return [ratio_row(what, "ours without", pairs, target=MAPS)]
+    pairs, note = rates_of(turns, rate, rate)
+    return [ratio_row(what, "ours without", pairs, target=MAPS, note=note)]
 
 
 def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
@@ -63,11 +64,11 @@ def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
         many, one = (marginal(trial.n_images, q, w) for q, w in zip(quarter, whole, strict=True))
         return many / one
 
-    done = run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat)
-    pairs = rates_of(done, gain, (lambda *_: float(n_cores)) if bare is None else gain)
+    turns = run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat)
+    pairs, note = rates_of(turns, gain, (lambda *_: float(n_cores)) if bare is None else gain)
     if bare is None:
-        return [ratio_row(what, "as many times", pairs, unit="times")]
-    return [ratio_row(what, f"{bare.name}.py", pairs, target=CORES, unit="times")]
+        return [ratio_row(what, "as many times", pairs, unit="times", note=note)]
+    return [ratio_row(what, f"{bare.name}.py", pairs, target=CORES, unit="times", note=note)]
 
 
 def measure_pass(trial: Trial, bare: Sequence[Peer]) -> list[Row]:
@@ -88,10 +89,13 @@ def measure_pass(trial: Trial, bare: Sequence[Peer]) -> list[Row]:
         decoding = [_decoding(peer, run) for peer, run in zip(bare, runs, strict=True)]
         return sum(run.work for run in runs) - sum(decoding) + statistics.median(decoding)
 
-    done = run_in_turn(what, trial.extract, theirs, quarter_and_whole(trial.n_images), trial.repeat)
+    turns = run_in_turn(
+        what, trial.extract, theirs, quarter_and_whole(trial.n_images), trial.repeat
+    )
     rate = partial(marginal, trial.n_images)
-    pairs = rates_of(done, rate, rate)
-    told, note = f"forward passes and one decoding of {CEILING}.py", ", ".join(trial.backbones)
+    pairs, note = rates_of(turns, rate, rate)
+    told = f"forward passes and one decoding of {CEILING}.py"
+    note = "; ".join(filter(None, [", ".join(trial.backbones), note]))
     target = PASS if all(peer.judges for peer in bare) else None
     return [ratio_row(what, told, pairs, target=target, note=note)]
 

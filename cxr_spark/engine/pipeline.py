@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -92,7 +93,7 @@ def prepare_groups(
     image_size: tuple[int, int],
     *,
     threads: int,
-) -> Iterator[tuple[Group, list[PreparedImage]]]:
+) -> Generator[tuple[Group, list[PreparedImage]]]:
     """Prepare groups of files in their order.
 
     Args:
@@ -121,26 +122,36 @@ class Batches:
 
     On a GPU they are made at once and filled up with zeros, so that one shape is compiled; on a
     processor each time anew, which saves their memory.
+
+    Attributes:
+        pixels: of each image, of shape image_size; on a GPU where they lie in their batch.
     """
 
     def __init__(
         self, pixels: Sequence[npt.NDArray[Any]], batch_size: int, *, on_gpu: bool
     ) -> None:
         """Take pixels, each of shape image_size, and how many images a batch has."""
-        self._pixels, self._size = pixels, batch_size
+        self._size = batch_size
         self._made = list(make_batches(pixels, batch_size, padded=True)) if on_gpu else None
+        self.pixels = pixels if self._made is None else _views(self._made)
 
     def __iter__(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield what ``make_batches`` yields."""
         if self._made is None:
-            return make_batches(self._pixels, self._size, padded=False)
+            return make_batches(self.pixels, self._size, padded=False)
         return iter(self._made)
+
+
+def _views(batches: Sequence[tuple[int, npt.NDArray[Any]]]) -> list[npt.NDArray[Any]]:
+    return [batch[i, ..., 0] for n_images, batch in batches for i in range(n_images)]
 
 
 def batch_groups(
     prepared: Iterable[tuple[Group, list[PreparedImage]]], batch_size: int, *, on_gpu: bool
-) -> Iterator[tuple[Group, list[PreparedImage], Batches]]:
+) -> Generator[tuple[Group, list[PreparedImage], Batches]]:
     """Yield prepared groups with the batches of their images that can be used.
+
+    Images leave their pixels to the batches, or a GPU's would be held twice.
 
     Args:
         prepared: as ``prepare_groups`` yields.
@@ -148,14 +159,13 @@ def batch_groups(
         on_gpu: whether another thread makes the batches of the next group while one is computed.
     """
 
-    def usable(images: list[PreparedImage]) -> list[npt.NDArray[Any]]:
-        return [image.pixels for image in images if image.pixels is not None]
+    def make() -> Generator[tuple[Group, list[PreparedImage], Batches]]:
+        for group, images in prepared:
+            usable = [image.pixels for image in images if image.pixels is not None]
+            batches = Batches(usable, batch_size, on_gpu=on_gpu)
+            yield group, [dataclasses.replace(image, pixels=None) for image in images], batches
 
-    made = (
-        (group, images, Batches(usable(images), batch_size, on_gpu=on_gpu))
-        for group, images in prepared
-    )
-    return in_background(made) if on_gpu else made
+    return in_background(make()) if on_gpu else make()
 
 
 def run_batches(forward: Forward, batches: Batches) -> tuple[npt.NDArray[Any], ...]:
@@ -188,7 +198,7 @@ def make_batches(
         yield len(chunk), batch
 
 
-def in_background(items: Iterable[Item]) -> Iterator[Item]:
+def in_background(items: Iterable[Item]) -> Generator[Item]:
     """Yield the same items, made by another thread: one waits and one is made meanwhile."""
     made: queue.Queue[tuple[str, Any]] = queue.Queue(1)
     stopped = threading.Event()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_spark.evaluation.bands import N_RESAMPLES, Band, precision_recall_band, roc_band
-from cxr_spark.evaluation.bootstrap import draw_patients
+from cxr_spark.evaluation.bootstrap import Resamples, draw_patients
 from cxr_spark.evaluation.calibration import Reliability, reliability
 from cxr_spark.evaluation.measures import Scored, calibrated, scored
 from cxr_spark.evaluation.rules import Rules
@@ -70,7 +70,8 @@ def look_closely(
         truth, score = test.labels == rules.positive, test.scores[:, rules.positive]
         called = np.where(score >= threshold, rules.positive, 1 - rules.positive)
         found = reliability(truth, scores[:, rules.positive])
-    curves = tuple(_curves(test, label) for label in labels)
+    resamples = draw_patients(test.labels, test.groups, n_resamples=N_RESAMPLES)
+    curves = tuple(_curves(test, label, resamples) for label in labels)
     errors = pd.DataFrame(
         {
             "image_id": test.image_id,
@@ -84,7 +85,6 @@ def look_closely(
     return Detail(curves, found, wrong)
 
 
-def _curves(test: Scored, label: int) -> ClassCurves:
-    resamples = draw_patients(test.labels, test.groups, n_resamples=N_RESAMPLES)
+def _curves(test: Scored, label: int, resamples: Resamples) -> ClassCurves:
     one = test.labels == label, test.scores[:, label], resamples
     return ClassCurves(label, roc_band(*one), precision_recall_band(*one))

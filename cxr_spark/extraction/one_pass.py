@@ -43,10 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A task of one backbone has at most so many images, so that what a kill loses is minutes; a GPU
-# computes so many times as fast as a core at the least.
-IMAGES_A_TASK = 4096
-SPEED_OF_GPU = 16
+# A task of one backbone has at most so many images, so that what a kill loses is minutes.
+IMAGES_A_TASK = {"core": 4096, "GPU": 16_384}
+SPEED_OF_GPU = 16  # of a core's, at the least
 # A run has at least so many shards, where each can take so long: a shard costs 0.3 s of its own.
 SHARDS_A_RUN, SECONDS_A_SHARD = 4, 8.0
 DECODE_SECONDS = 0.002  # of a core an image, about
@@ -112,7 +111,7 @@ def run_pass(
         [b.identity.backbone for b in backbones], backbones[0].identity.image_size, n_slots,
         placement,
     )  # fmt: skip
-    n_most = IMAGES_A_TASK // len(backbones) * (SPEED_OF_GPU if placement.on_gpu else 1)
+    n_most = most_images(len(backbones), placement)
     n_shards, n_tasks = plan_shards(n_images, n_slots, n_most, n_least)
     pieces = folder / f"pieces-{uuid.uuid4().hex}"
     with described(spark, f"cutting {n_images:,} images into {n_shards * n_tasks} tasks"):
@@ -159,6 +158,11 @@ def least_images(
     if placement.on_gpu:  # where threads decode meanwhile
         seconds = max(DECODE_SECONDS / placement.task_cpus, forward / SPEED_OF_GPU)
     return max(1, round(SECONDS_A_SHARD * n_slots / seconds))
+
+
+def most_images(n_backbones: int, placement: Placement) -> int:
+    """Return how many images a task has at most."""
+    return max(1, IMAGES_A_TASK["GPU" if placement.on_gpu else "core"] // n_backbones)
 
 
 def plan_shards(n_images: int, n_slots: int, n_most: int, n_least: int) -> tuple[int, int]:

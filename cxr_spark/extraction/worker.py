@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,19 +160,24 @@ def _extract(
     on_gpu, batch_size = device.kind == "GPU", BATCH_SIZE[device.kind]
     threads = placement.task_cpus if on_gpu else 0
     forwards = [_forward(extraction, device, placement) for extraction in extractions]
-    with PackReader() as packs:
+    with PackReader() as packs, ExitStack() as stack:
         groups = ((rows, _sources(rows, packs)) for rows in frames)
         prepared = prepare_groups(groups, image_size, threads=threads)
-        for rows, images, batches in batch_groups(prepared, batch_size, on_gpu=on_gpu):
-            usable, pixels, errors = _divide(rows, images)
+        stack.enter_context(closing(prepared))
+        batched = batch_groups(prepared, batch_size, on_gpu=on_gpu)
+        stack.enter_context(closing(batched))  # before what it takes its groups of
+        for rows, images, batches in batched:
+            usable, errors = _divide(rows, images)
             if len(errors):
                 yield _without_features(errors, columns)
-            if not pixels:
+            if not len(usable):
                 continue
             keys = sum_text([usable[name] for name in KEY_COLUMNS])
             for extraction, forward in zip(extractions, forwards, strict=True):
                 outputs = run_batches(forward, batches)
-                if problem := _find_degenerate(extraction.identity.fingerprint, outputs[0], pixels):
+                if problem := _find_degenerate(
+                    extraction.identity.fingerprint, outputs[0], batches.pixels
+                ):
                     told = f"{extraction.identity.backbone} gave features that are {problem}"
                     failed = usable.head(1).assign(stage="features", error=told)
                     yield _without_features(failed, columns)
@@ -188,7 +194,7 @@ _first: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = {}
 
 
 def _find_degenerate(
-    fingerprint: str, pooled: npt.NDArray[np.float32], pixels: list[npt.NDArray[Any]]
+    fingerprint: str, pooled: npt.NDArray[np.float32], pixels: Sequence[npt.NDArray[Any]]
 ) -> str | None:
     """Look at a group beside the first image of this process: a group may be of one image."""
     seen, features = _first.setdefault(fingerprint, (pixels[0].copy(), pooled[0].copy()))
@@ -210,10 +216,8 @@ def _without_features(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return rows.assign(**dict.fromkeys(missing)).reindex(columns=columns)
 
 
-def _divide(
-    rows: pd.DataFrame, images: list[PreparedImage]
-) -> tuple[pd.DataFrame, list[npt.NDArray[Any]], pd.DataFrame]:
-    """Return rows and pixels of what can be used, and rows with reasons of the rest."""
+def _divide(rows: pd.DataFrame, images: list[PreparedImage]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of what can be used, and rows with reasons of the rest."""
     told = rows[list(MANIFEST_COLUMNS)].assign(
         height=np.array([image.height for image in images], np.int32),
         width=np.array([image.width for image in images], np.int32),
@@ -222,8 +226,7 @@ def _divide(
         error=[image.error for image in images],
     )
     failed = told["error"].notna().to_numpy()
-    usable = told[~failed].drop(columns=["stage", "error"])
-    return usable, [image.pixels for image in images if image.pixels is not None], told[failed]
+    return told[~failed].drop(columns=["stage", "error"]), told[failed]
 
 
 def _forward(extraction: Extraction, device: Device, placement: Placement) -> Forward:

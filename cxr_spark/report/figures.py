@@ -1,4 +1,4 @@
-"""The figures of the report, as SVG. A head has one colour in all of them."""
+"""The figures of the report, as SVG. A head has one colour in all of them, a class in its own."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Curve:
     """One line of a panel: x and y of shape (n_points,), the head it belongs to, and its label.
 
     Attributes:
+        head: whose colour it has; a class where curves are of classes.
         marked: whether its points are; a line of one point is that mark alone.
         band: the lowest and highest y at each x, shaded; None for none.
     """

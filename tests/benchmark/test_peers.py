@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_spark.benchmark.ours import peer_weights
+from cxr_spark.benchmark.ours import local_cores, peer_weights
 from cxr_spark.benchmark.peers import (
     Peer,
     find_programs,
@@ -20,6 +20,7 @@ from cxr_spark.benchmark.peers import (
 )
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.benchmark.settings import Settings, read_settings
+from cxr_spark.errors import UserError
 
 START, RATE = 5.0, 100.0
 
@@ -141,6 +142,25 @@ def test_pairs_before_a_failure_count_and_one_of_no_rate_is_left_out(tmp_path: P
     marginal, whole, fixed = measure_peer(program, failing, 400, 5)
     assert (marginal.n_pairs, whole.n_pairs, fixed.n_pairs) == (2, 3, 2)
     assert marginal.rate == pytest.approx(RATE)
+    ended = "ended after 3 of 5 pairs: the disk is full"
+    assert whole.note == ended
+    assert marginal.note.startswith(f"{ended}; 1 left out: 400 images took")
+
+
+@pytest.mark.parametrize(
+    ("master", "cores"),
+    [("local", 1), ("local[3]", 3), ("local[2,4]", 2), ("spark://here:7077", None), ("yarn", None)],
+)
+def test_a_local_master_says_how_many_cores_it_has(master: str, cores: int | None) -> None:
+    assert local_cores(master) == cores
+
+
+def test_a_precision_is_known_and_none_is_asked_of_the_engine_alone() -> None:
+    assert settings(precision="bfloat16").precision == "bfloat16"
+    with pytest.raises(UserError, match="--precision to be one of float32"):
+        settings(precision="float61")
+    with pytest.raises(UserError, match="--engine-only without --precision"):
+        settings(precision="float16", engine_only=True)
 
 
 def test_what_is_shared_is_no_program(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from cxr_spark.benchmark import extraction, spark_sections
+from cxr_spark.benchmark import extraction, heads, spark_sections
+from cxr_spark.benchmark.drawn_features import draw_features
 from cxr_spark.benchmark.extraction import Timed
 from cxr_spark.benchmark.images import ImageSet, find_images
 from cxr_spark.benchmark.ours import write_properties
 from cxr_spark.benchmark.rows import Row
 from cxr_spark.benchmark.settings import Settings
+from cxr_spark.extraction.store import list_extractions
 from tests.benchmark.test_peers import WORKING, settings
 from tests.test_jobs import submit
 
@@ -50,6 +52,20 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     assert rows["reader, pooled, drawn"]["note"].startswith("40 rows")
     assert rows["reader, pooled, drawn"]["target"] is None
     assert rows["reader, pooled, MobileNetV3Small"]["unit"] == "rows/s"
+
+
+def test_drawn_rows_are_an_extraction_and_have_the_target_where_there_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "MIN_SECONDS", 0.0)
+    draw_features(tmp_path / "drawn", 5000)
+    (record,) = list_extractions(tmp_path / "drawn")
+    assert (record.n_rows, len(record.files)) == (5000, 2)
+    for least, target in ((5000, 0.75), (5001, None)):
+        monkeypatch.setattr(heads, "N_ROWS", least)
+        (row,) = heads.measure_reader(settings(repeat=1), tmp_path / "drawn")
+        assert row.target == target
+        assert row.rate is not None
 
 
 @pytest.mark.parametrize("named", ["", "/nowhere"])

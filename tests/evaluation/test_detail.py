@@ -44,6 +44,7 @@ def test_three_classes_have_curves_each_against_the_rest(rng: np.random.Generato
     scores = rng.dirichlet([1, 1, 1], 300) + np.eye(3)[labels] * 0.3
     scores /= scores.sum(axis=1, keepdims=True)
     found = look_closely(make_table(scores.tolist(), labels.tolist()), Rules(None), None)
+    assert [curves.label for curves in found.curves] == [0, 1, 2]
     for label, roc, precision_recall in found.curves:
         area = roc_auc_score(labels == label, scores[:, label])
         assert np.trapz(roc.y, roc.x) == pytest.approx(area, abs=0.02)

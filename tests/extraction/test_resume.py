@@ -15,7 +15,7 @@ from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction import resume
 from cxr_spark.extraction.job import clear_store
 from cxr_spark.extraction.listing import Listing, read_listing_record, write_listing_record
-from cxr_spark.extraction.one_pass import least_images, plan_shards
+from cxr_spark.extraction.one_pass import least_images, most_images, plan_shards
 from cxr_spark.extraction.store import check_files, list_extractions
 from cxr_spark.placement import Placement
 from tests.extraction.test_job import read, read_errors, run
@@ -77,6 +77,12 @@ def assert_same_features(one: pd.DataFrame, two: pd.DataFrame) -> None:
 )
 def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_most, expected) -> None:
     assert plan_shards(n_images, n_slots, n_most, 10) == expected
+
+
+def test_a_task_of_more_backbones_has_fewer_images_and_one_of_a_gpu_more() -> None:
+    assert most_images(1, CORE) == 4096
+    assert most_images(6, CORE) == 682
+    assert most_images(6, Placement(on_gpu=True)) > 4 * most_images(6, CORE) - 6
 
 
 @pytest.mark.parametrize(
