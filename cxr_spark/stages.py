@@ -200,6 +200,7 @@ def _write_report(run: Path, content: dict[str, Any]) -> None:
         published=_published(found, content),
         searches=_searches(records),
         not_trained=_not_trained(content["experiment"], records),
+        sources=_sources(records),
     )
     page = write_report(run, measures)
     takes = next(
@@ -292,6 +293,15 @@ def _not_trained(stated: dict[str, Any], records: Sequence[dict[str, Any]]) -> l
     averages = {record["head"] for record in records if record["backbone"] == AVERAGE}
     lacking = [f"{AVERAGE} {name}" for name in stated.get("averages", {}) if name not in averages]
     return [name for name in asked if name not in there] + lacking
+
+
+def _sources(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return whose the trained heads are, and which; none of those of an experiment's own."""
+    found: dict[str, list[str]] = {}
+    for head in dict.fromkeys(record["head"] for record in records):
+        if head in TABLE and TABLE[head].source:
+            found.setdefault(TABLE[head].source, []).append(head)
+    return found
 
 
 def _searches(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

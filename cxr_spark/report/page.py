@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class RunMeasures:
         searches: of each tuned configuration, its name and what was searched: ``parameters``,
             ``auc`` and ``untuned_auc`` on held-out images, ``n_trials``, ``n_fits``, ``rule``.
         not_trained: configurations that were asked for and are not in the run folder.
+        sources: whose heads are trained, and which of them.
     """
 
     experiment: dict[str, Any]
@@ -83,6 +84,7 @@ class RunMeasures:
     published: Sequence[dict[str, Any]] = ()
     searches: Sequence[dict[str, Any]] = ()
     not_trained: Sequence[str] = ()
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 SHOWN_LEAKS = 20

@@ -16,12 +16,14 @@ class Classifier:
         make: returns the estimator, not fitted, for a seed; one without chance ignores it.
         takes: what it is trained on.
         parameters: of the estimator, where they are not those that ``make`` sets.
+        source: who asked for it.
     """
 
     name: str
     make: Callable[[int], Any]
     takes: Literal["pooled"] = "pooled"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "the seed study's future work: more classifiers"
 
     def estimator(self, seed: int) -> Any:
         """Return the estimator, not fitted."""

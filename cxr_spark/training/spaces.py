@@ -89,10 +89,12 @@ class Tuned:
     Attributes:
         of: the head that is tuned.
         space: the values that each parameter may take.
+        source: who asked for it.
     """
 
     of: Head | Classifier
     space: Space
+    source: str = "the seed study's future work: tuned heads"
 
     @property
     def name(self) -> str:
