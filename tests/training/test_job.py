@@ -119,7 +119,7 @@ def test_a_grid_leaves_everything_that_the_run_folder_promises(tmp_path: Path) -
     assert all("Demonstration: made up." in line for line in lines[1:])
     page = (run / "report.html").read_text()
     assert "Demonstration: made up." in page
-    assert "Whose heads these are: gap, fc1024: G. Paterakis" in page
+    assert "Sources of the heads: gap, fc1024 (G. Paterakis" in page
     measured = json.loads((run / "results.json").read_text())
     assert measured["rules"]["threshold"] == "youden"
     assert [row["configuration"] for row in measured["rows"]] == [
