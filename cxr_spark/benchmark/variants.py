@@ -55,8 +55,8 @@ def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
         return many, trial.extract(n_images, master="local[1]", core=core)
 
     def theirs(n_images: int) -> tuple[float, float]:
-        if bare is None:
-            return 0.0, 0.0
+        if bare is None:  # as many times as fast
+            return n_images / n_cores, float(n_images)
         many = run_peer(bare, n_images, cores=n_cores)
         return many.work, run_peer(bare, n_images, cores=1, core=core).work
 
@@ -65,7 +65,7 @@ def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
         return many / one
 
     turns = run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat)
-    pairs, note = rates_of(turns, gain, (lambda *_: float(n_cores)) if bare is None else gain)
+    pairs, note = rates_of(turns, gain, gain)
     if bare is None:
         return [ratio_row(what, "as many times", pairs, unit="times", note=note)]
     return [ratio_row(what, f"{bare.name}.py", pairs, target=CORES, unit="times", note=note)]

@@ -13,6 +13,16 @@ from cxr_spark.benchmark.rows import (
     rate_row,
     ratio_row,
 )
+from cxr_spark.benchmark.targets import TARGETS
+
+
+def test_the_targets_are_those_that_were_set() -> None:
+    assert TARGETS["ceiling", "marginal", "ResNet50"] == 0.95
+    assert TARGETS["ceiling", "marginal", "MobileNetV3Small"] == 0.90
+    for backbone, measure in (("Xception", "marginal"), ("Xception", "whole process")):
+        assert not [key for key in TARGETS if key[1:] == (measure, backbone)]
+    assert TARGETS["paper_grid", "whole process", "MobileNetV3Small"] == 2.5
+    assert TARGETS["paper_grid", "whole process", "ResNet50"] == 5.0
 
 
 def test_a_marginal_rate_is_free_of_what_does_not_grow() -> None:

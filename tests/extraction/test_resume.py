@@ -82,7 +82,7 @@ def test_shards_fill_the_cluster_and_stay_small(n_images, n_slots, n_most, expec
 def test_a_task_of_more_backbones_has_fewer_images_and_one_of_a_gpu_more() -> None:
     assert most_images(1, CORE) == 4096
     assert most_images(6, CORE) == 682
-    assert most_images(6, Placement(on_gpu=True)) > 4 * most_images(6, CORE) - 6
+    assert most_images(6, Placement(on_gpu=True)) == 2730
 
 
 @pytest.mark.parametrize(
