@@ -64,7 +64,7 @@ def check_settings(settings: Settings, worker_mb: Callable[[int], int] | None = 
     _check_gpus(settings)
     _check_task_cpus(settings)
     if worker_mb is not None:
-        groups = GROUPS_ON_GPU if _number(settings, "spark.task.resource.gpu.amount", 0) else 1
+        groups = GROUPS_ON_GPU if _number(settings, TASK_GPUS, 0) else 1
         needed = worker_mb(groups * int(_number(settings, BATCH, IMAGES_AT_ONCE)))
         _check_address_space(settings, needed)
         _check_container(settings, needed)

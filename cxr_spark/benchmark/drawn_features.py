@@ -19,7 +19,7 @@ from cxr_spark.extraction.store import (
 )
 
 # As an extraction by ResNet50 has them: tasks of 4,096 images.
-BACKBONE, CHANNELS, ROWS_A_FILE = "ResNet50", 2048, 4096
+CHANNELS, ROWS_A_FILE = 2048, 4096
 
 
 def draw_features(features: Path, n_rows: int) -> None:
@@ -42,7 +42,7 @@ def draw_features(features: Path, n_rows: int) -> None:
     none = pa.table({name: pa.array([], _ARROW[kind]) for name, kind in ERROR_COLUMNS.items()})
     pq.write_table(none, staged / "errors" / "part-0.parquet")
     record = ExtractionRecord(
-        Identity(BACKBONE, "0" * 64, "none", (224, 224)), "random", None, n_rows, n_rows, 0, "0",
+        Identity("drawn", "0" * 64, "none", (224, 224)), "random", None, n_rows, n_rows, 0, "0",
         None, "Drawn features.", {}, {},
     )  # fmt: skip
     finish(features, staged / "rows", staged / "errors", record)

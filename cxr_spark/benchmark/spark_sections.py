@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -126,8 +125,7 @@ def _drawn_reader(settings: Settings, folder: Path) -> list[Row]:
     log.info("reader: drawing %d rows", n_rows)
     try:
         draw_features(features, n_rows)
-        (row,) = measure_reader(settings, features)
-        return [dataclasses.replace(row, what="reader, pooled, drawn")]
+        return measure_reader(settings, features)
     finally:
         shutil.rmtree(features, ignore_errors=True)
 

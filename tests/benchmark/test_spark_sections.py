@@ -64,7 +64,7 @@ def test_drawn_rows_are_an_extraction_and_have_the_target_where_there_are_many(
     for least, target in ((5000, 0.75), (5001, None)):
         monkeypatch.setattr(heads, "N_ROWS", least)
         (row,) = heads.measure_reader(settings(repeat=1), tmp_path / "drawn")
-        assert row.target == target
+        assert (row.what, row.target) == ("reader, pooled, drawn", target)
         assert row.rate is not None
 
 
