@@ -120,7 +120,9 @@ def read_whole(
         if check is not None:
             check(status)
         content = file.read(status.st_size + 1)
-    if len(content) != status.st_size:
+        after = os.fstat(file.fileno())
+    # Of the same length it may be half of one picture and half of another.
+    if len(content) != status.st_size or after.st_mtime_ns != status.st_mtime_ns:
         raise OSError(errno.EAGAIN, "the file changed while it was read")
     return content
 

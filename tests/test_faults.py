@@ -161,6 +161,10 @@ def test_a_killed_driver_and_the_same_command_again(
     assert alive
     again = extract(tmp_path, cluster, images, config, features)
     assert again.wait() == 0, again.said[-3000:]
+    for file, modified in kept.items():
+        parts, shard = file.parents[1], file.parent
+        moved = features / parts.name / f"{shard.name}-{file.name}"
+        assert moved.stat().st_mtime_ns == modified, f"{file} has been computed again"
     print(f"driver killed at {moment:.2f}, {n_kept} shards of {n_there} images committed")
     counted = re.search(r"([\d,]+) images to be computed(?:, ([\d,]+) already)?", again.said)
     if counted is None:  # it was killed after its last shard
@@ -199,8 +203,9 @@ def test_a_full_disk(images, config, undisturbed, tmp_path: Path) -> None:
     disk.mkdir()
     n_bytes = 12_800 * N_IMAGES  # features of ResNet50 take 8 kB an image
     mount = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root and a kernel that lets it")
+    mounted = not os.geteuid() and subprocess.run(mount, capture_output=True, check=False)
+    assert mounted, "mounting a tmpfs needs root"
+    assert mounted.returncode == 0, f"and a kernel that lets it: {mounted.stderr!r}"
     try:
         filler, features = disk / "filler", disk / "features"
         filler.write_bytes(b"\0" * (n_bytes // 2))

@@ -189,9 +189,11 @@ def accept_listing(
 
 
 def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> Listing:
-    """Have the manifest say where its images lie now; the same images may have been moved."""
-    if stored.places == now.places:
-        return stored
+    """Have the new listing of the same images take the place of the manifest.
+
+    It says where they lie now, which may be elsewhere, and what their paths say: of a manifest that
+    was damaged since it was written nothing is taken over.
+    """
     moved = write_listing_record(beside, dataclasses.replace(stored, places=now.places))
     _replace(manifest, beside)
     return moved

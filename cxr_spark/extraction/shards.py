@@ -102,7 +102,9 @@ def read_shards(parts: Path) -> list[Shard]:
             failures = tuple((i, p, int(n), s, e) for i, p, n, s, e in content["failures"])
             shard = Shard(file.parent, failures, tuple(content["replaces"]))
             whole = content["files"] == {f.name: f.stat().st_size for f in shard.files}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            for parquet in shard.files:
+                pq.read_metadata(parquet)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, pa.ArrowException):
             whole = False  # any other error may pass
         if whole:
             shards.append(shard)

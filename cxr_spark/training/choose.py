@@ -8,7 +8,12 @@ from pathlib import Path
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import CONTRACT, ExtractionRecord, list_extractions
+from cxr_spark.extraction.store import (
+    CONTRACT,
+    ExtractionRecord,
+    check_files,
+    list_extractions,
+)
 from cxr_spark.training.head_table import HeadRow, head_table
 
 log = logging.getLogger(__name__)
@@ -21,8 +26,8 @@ def choose_extractions(
 
     Raises:
         UserError: there is none, there are several of a backbone and ``extraction`` does not
-            choose, they are of another contract or of different images, or a head needs feature
-            maps that are not stored.
+            choose, they are of another contract or of different images, files of one are missing
+            or not its own, or a head needs feature maps that are not stored.
     """
     if not features.is_dir():
         raise UserError(
@@ -48,6 +53,8 @@ def choose_extractions(
                 "precision is %s, and these features are not: %s",
                 experiment.precision, record.describe(),
             )  # fmt: skip
+    for record in chosen.values():
+        check_files(features, record)
     _check_same_images(features, list(chosen.values()))
     _check_same_weights(list(chosen.values()))
     table = head_table(experiment)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cxr_spark.checksums import sum_text, sum_words
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.store import KEY_COLUMNS, ExtractionRecord, check_files
+from cxr_spark.extraction.store import KEY_COLUMNS, ExtractionRecord, check_files, read_record
 from cxr_spark.files import location
 
 # What a head takes, as ``Head.takes`` names it, and the columns that hold it.
@@ -199,11 +199,26 @@ def _groups(
     else:
         _check_count(folder, record, n_rows)
         if (times == 1).all():
+            _check_unchanged(folder, record)
             return
     raise UserError(
         "Expected the same images in every extraction. "
         f"Received: {record.describe()}, whose images differ. Extract again with --overwrite."
     )
+
+
+def _check_unchanged(folder: Path, record: ExtractionRecord) -> None:
+    """Refuse what was extracted anew while it was read: rows may be of both.
+
+    Raises:
+        UserError: the data set is another than the record says.
+    """
+    if read_record(folder) != record:
+        raise UserError(
+            "Expected features that stay as they are while heads are trained on them. Received: "
+            f"{folder}, which has been extracted anew meanwhile. Train again."
+        )
+    check_files(folder.parent, record)
 
 
 def _columns(takes: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -73,6 +74,23 @@ def test_a_file_that_grows_while_it_is_read_is_an_error_to_be_tried_again(
     earlier = SimpleNamespace(st_mode=status.st_mode, st_size=status.st_size - 10)
     with monkeypatch.context() as patch:
         patch.setattr("os.fstat", lambda descriptor: earlier)
+        image = prepare(files[0], (20, 30))
+    assert (image.stage, image.error) == ("read", "the file changed while it was read")
+
+
+def test_a_file_that_is_written_over_while_it_is_read_is_one_too(
+    files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length may stay, and half of another picture be in it."""
+    status, times = os.fstat, iter([0, 1])
+
+    def written_over(descriptor: int) -> Any:
+        seen = status(descriptor)
+        modified = seen.st_mtime_ns + next(times)
+        return SimpleNamespace(st_mode=seen.st_mode, st_size=seen.st_size, st_mtime_ns=modified)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fstat", written_over)
         image = prepare(files[0], (20, 30))
     assert (image.stage, image.error) == ("read", "the file changed while it was read")
 

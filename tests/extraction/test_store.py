@@ -224,9 +224,13 @@ def test_a_shard_that_was_cut_is_removed(tmp_path: Path, caplog: pytest.LogCaptu
     file = parts / "a" / "part-0.parquet"
     file.write_bytes(file.read_bytes()[:-1])
     (parts / "c" / "_shard.json").write_text("{")
+    commit_shard(parts, "d", write_rows(tmp_path / "d", "d"), [failure])
+    file = parts / "d" / "part-0.parquet"
+    file.write_bytes(file.read_bytes()[:-8] + bytes(8))  # of the same length
     (kept,) = read_shards(parts)
     assert (kept.folder.name, kept.failures) == ("b", (failure,))
     assert not (parts / "a").exists()
+    assert not (parts / "d").exists()
     assert "c is damaged: its images are computed again" in caplog.text
 
 

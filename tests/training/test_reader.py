@@ -15,7 +15,13 @@ import pytest
 from cxr_spark.checksums import sum_text, sum_words
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.shards import finish
-from cxr_spark.extraction.store import KEY_COLUMNS, ExtractionRecord, Identity, StoredFile
+from cxr_spark.extraction.store import (
+    KEY_COLUMNS,
+    ExtractionRecord,
+    Identity,
+    StoredFile,
+    write_record,
+)
 from cxr_spark.training.reader import (
     feature_shape,
     read_inputs,
@@ -170,6 +176,7 @@ def test_a_file_without_rows_is_passed_over(tmp_path: Path, rng: np.random.Gener
     pq.write_table(pq.read_table(file.with_name("part-0.parquet"))[:0], file)
     files = {**record.files, file.name: StoredFile(file.stat().st_size, 0)}
     record = dataclasses.replace(record, files=files)
+    write_record(file.parent, record)
     image_id = read_keys(tmp_path, record).image_id
     groups = stream_inputs(tmp_path, record, "pooled", image_id)
     assert sum(len(group.positions) for group in groups) == N
@@ -256,6 +263,18 @@ def test_rows_that_are_missing_are_noticed(tmp_path: Path, rng: np.random.Genera
     (tmp_path / record.fingerprint / "part-1.parquet").unlink()
     with pytest.raises(UserError, match="Expected 25 rows.*Received: 12"):
         read_inputs(tmp_path, record, "pooled", NAMES)
+
+
+def test_features_that_are_extracted_anew_while_they_are_read_are_refused(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    record = make_store(tmp_path, rng)
+    keys = read_keys(tmp_path, record)
+    parts = stream_inputs(tmp_path, record, "pooled", keys.image_id)
+    next(parts)
+    write_record(tmp_path / record.fingerprint, dataclasses.replace(record, limit=N))
+    with pytest.raises(UserError, match="extracted anew meanwhile. Train again"):
+        list(parts)
 
 
 def test_a_file_that_is_cut_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
