@@ -152,8 +152,9 @@ def interval_from(
     """Return the interval of an AUC, or of a mean of AUCs, made on the logit scale.
 
     So it stays within 0 and 1. Where every placement is 1, or every one 0, there is no variance to
-    make it of: it ends where the exact binomial one of the smallest class' patients does. Where the
-    variance is 0 for another reason, as of equal scores, or not known, its ends are NaN.
+    make it of: it ends where the exact binomial one of the smallest class' patients does; and a
+    classifier with an error is never surer of it than one without. Where the variance is 0 for
+    another reason, as of equal scores, or not known, its ends are NaN.
 
     Args:
         auc: from 0 to 1.
@@ -161,13 +162,14 @@ def interval_from(
         n_units: patients of the class that has fewest.
         confidence: of the two-sided interval.
     """
+    edge = _edge(n_units, confidence)
     if auc in (0.0, 1.0):
-        edge = _edge(n_units, confidence)
         return Interval(1.0, edge, 1.0) if auc else Interval(0.0, 0.0, 1 - edge)
     if not variance > ROUNDING:
         return Interval(auc, float("nan"), float("nan"))
     half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
-    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
+    low, high = float(expit(logit(auc) - half)), float(expit(logit(auc) + half))
+    return Interval(auc, min(low, edge), max(high, 1 - edge))
 
 
 def _edge(n_units: int, confidence: float) -> float:

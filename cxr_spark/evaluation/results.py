@@ -38,7 +38,8 @@ RESULT_COLUMNS = (
     "test_f1", "test_balanced_accuracy", *(f"test_{name}_at_half" for name in SHARES),
     "test_f1_at_half", "test_balanced_accuracy_at_half", "test_brier", "test_ece",
     "train_seconds", "paper_test_keras_auc",
-    "cv_auc", "cv_spread", "selected", "difference", "p_holm", "demonstration",
+    "cv_auc", "cv_spread", "cv_difference_spread", "selected", "difference", "p_holm",
+    "demonstration",
 )  # fmt: skip
 
 KEYS = ["configuration", "backbone", "preprocessing", "head"]
@@ -90,7 +91,7 @@ def evaluate_run(
     summary = summarise(make_results(rows), tests, rules, verdict, resamples)
     of_configuration = summary.set_index("configuration")
     for row in rows:
-        for name in ("cv_auc", "cv_spread", "selected", "difference", "p_holm"):
+        for name in RESULT_COLUMNS[RESULT_COLUMNS.index("cv_auc") : -1]:
             row[name] = of_configuration[name][row["configuration"]].item()
     return RunResults(rows, make_results(rows), summary, verdict)
 
@@ -152,7 +153,8 @@ def summarise(
         tests: of each configuration, its seeds' test images.
         rules: how measures are made.
         resamples: drawings of test patients.
-        verdict: what was selected: ``cv_auc`` and ``cv_spread`` of each configuration, whether it
+        verdict: what was selected: ``cv_auc`` and ``cv_spread`` of each configuration, and
+            ``cv_difference_spread``, of its difference from the selected one's by fold; whether it
             is ``selected``, its ``difference`` from the selected one with interval and ``p_holm``,
             and whether it is ``distinguishable`` from it.
     """
@@ -171,6 +173,10 @@ def summarise(
         held_out = verdict.held_out.get(name)
         row["cv_auc"] = held_out.mean if held_out else float("nan")
         row["cv_spread"] = held_out.spread if held_out else float("nan")
+        chosen = verdict.held_out.get(verdict.selected or "")
+        row["cv_difference_spread"] = float("nan")
+        if held_out is not None and chosen is not None and held_out is not chosen:
+            row["cv_difference_spread"] = held_out.spread_from(chosen)
         row["selected"] = name == verdict.selected
         row |= {c: compared.get(name, {}).get(c, float("nan")) for c in COMPARISON_COLUMNS[1:]}
         row["distinguishable"] = bool(row["p_holm"] < ALPHA)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,23 @@ class CrossValidated:
     Attributes:
         mean, spread: over all folds and repeats: mean and standard deviation.
         n_folds: how many there are, all repeats together.
+        aucs: of each, by repeat and fold.
     """
 
     mean: float
     spread: float
     n_folds: int
+    aucs: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+    def spread_from(self, other: CrossValidated) -> float:
+        """Return the standard deviation, over folds that both have, of the difference in AUC.
+
+        Both were trained without the same images in each, which says more of how close two are than
+        the spread of either. NaN where they share fewer than two folds.
+        """
+        shared = self.aucs.keys() & other.aucs.keys()
+        differences = [self.aucs[fold] - other.aucs[fold] for fold in shared]
+        return float(np.std(differences, ddof=1)) if len(differences) > 1 else float("nan")
 
 
 def cross_validated(predictions: pd.DataFrame, positive: int | None) -> CrossValidated:
@@ -70,16 +82,17 @@ def cross_validated(predictions: pd.DataFrame, positive: int | None) -> CrossVal
         predictions: rows of the predictions table with ``repeat`` and ``fold``.
         positive: index of the positive class, or None for the macro AUC of more classes.
     """
-    aucs = []
-    for _, rows in predictions.groupby(["repeat", "fold"]):
+    aucs: dict[tuple[int, int], float] = {}
+    for fold, rows in predictions.groupby(["repeat", "fold"]):
         labels = rows["label"].to_numpy(np.int64)
         scores = np.stack(rows["score"].to_list()).astype(np.float64)
         if positive is None:
-            aucs.append(macro_auc(labels, scores))
+            aucs[fold] = macro_auc(labels, scores)
         else:
-            aucs.append(roc_auc(labels == positive, scores[:, positive]))
-    spread = float(np.std(aucs, ddof=1)) if len(aucs) > 1 else float("nan")
-    return CrossValidated(float(np.mean(aucs)), spread, len(aucs))
+            aucs[fold] = roc_auc(labels == positive, scores[:, positive])
+    found = list(aucs.values())
+    spread = float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
+    return CrossValidated(float(np.mean(found)), spread, len(found), aucs)
 
 
 def select(found: Mapping[str, CrossValidated]) -> str | None:

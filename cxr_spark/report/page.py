@@ -150,8 +150,9 @@ def _answer(summary: pd.DataFrame) -> dict[str, Any]:
     Returns:
         Where a configuration is ``selected``, its row, and the names of the others by whether test
         images tell them from it: ``alike``, ``better``, ``worse``, or ``untested`` where there is
-        no p-value. Else ``best``, the row of the highest test AUC, and ``rivals``, whose intervals
-        overlap with its own. In both ``aside``, the names of those not cross-validated.
+        no p-value; ``next`` is the row of the next best held-out AUC, or None. Else ``best``, the
+        row of the highest test AUC, and ``rivals``, whose intervals overlap with its own. In both
+        ``aside``, the names of those not cross-validated.
     """
     aside = summary["configuration"][summary["cv_auc"].isna()].tolist()
     chosen = summary[summary["selected"]]
@@ -159,8 +160,10 @@ def _answer(summary: pd.DataFrame) -> dict[str, Any]:
         others = summary[~summary["selected"]]
         told, above = others["distinguishable"], others["difference"] > 0
         tested = others["p_holm"].notna()
+        behind = others[others["cv_auc"].notna()].nlargest(1, "cv_auc")
         return {
             "selected": chosen.iloc[0].to_dict(),
+            "next": behind.iloc[0].to_dict() if len(behind) else None,
             "aside": aside,
             "n_tests": int(tested.sum()),
             "untested": others["configuration"][~tested].tolist(),

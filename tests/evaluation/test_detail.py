@@ -32,6 +32,14 @@ def test_the_worst_errors_come_first() -> None:
     assert look_closely(table, Rules(1), 0.93).wrong["image_id"].tolist() == ["i1"]
 
 
+def test_errors_on_both_sides_of_a_high_threshold_count_by_their_distance_from_it() -> None:
+    scores = [[0.02, 0.98], [0.9, 0.1], [0.001, 0.999], [0.04, 0.96]]
+    wrong = look_closely(make_table(scores, [0, 1, 0, 1]), Rules(1), 0.97).wrong
+    assert wrong["image_id"].tolist() == ["i1", "i2", "i0", "i3"]
+    assert wrong["score"].tolist() == pytest.approx([0.9, 0.999, 0.98, 0.04])
+    assert wrong.columns.tolist() == ["image_id", "label", "called", "score"]
+
+
 def test_three_classes_are_called_by_the_highest_score() -> None:
     table = make_table([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], [0, 2, 2])
     found = look_closely(table, Rules(None), None)

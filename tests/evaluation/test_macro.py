@@ -219,6 +219,7 @@ def test_one_wrong_pair_is_less_sure_than_none() -> None:
     drawn = macro_aucs(labels, scores, draw_patients(labels, patients, n_resamples=400).weights)
     found = drawn_interval(macro_auc(labels, scores), drawn, 126)
     assert found.low < found.auc < found.high < 1
+    assert found.low <= drawn_interval(1.0, np.ones(400), 126).low
 
 
 def test_what_does_not_vary_or_is_of_one_patient_has_no_interval(rng: np.random.Generator) -> None:

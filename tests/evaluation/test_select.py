@@ -37,12 +37,20 @@ def test_folds_have_an_auc_each(rng: np.random.Generator) -> None:
     ]
     found = cross_validated(table, 1)
     assert found.n_folds == 4
+    assert list(found.aucs.values()) == pytest.approx(expected)
     assert (found.mean, found.spread) == pytest.approx(
         (np.mean(expected), np.std(expected, ddof=1))
     )
     alone = cross_validated(table[(table["repeat"] == 0) & (table["fold"] == 0)], None)
     assert np.isnan(alone.spread)
     assert alone.mean == pytest.approx(expected[0])  # of two classes the macro AUC is that of one
+
+
+def test_two_are_as_close_as_their_difference_by_fold() -> None:
+    one = CrossValidated(0.9, 0.1, 3, {(0, 0): 0.8, (0, 1): 0.9, (1, 0): 1.0})
+    other = CrossValidated(0.87, 0.1, 3, {(1, 0): 0.97, (0, 1): 0.86, (0, 0): 0.78})
+    assert one.spread_from(other) == pytest.approx(np.std([0.02, 0.04, 0.03], ddof=1))
+    assert np.isnan(one.spread_from(CrossValidated(0.8, 0.1, 1, {(0, 0): 0.8})))
 
 
 def test_the_best_on_training_images_is_selected() -> None:

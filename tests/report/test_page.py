@@ -68,7 +68,8 @@ def make_measures(**changes: object) -> RunMeasures:
         test_auc_spread=0.004,
         seed_share=0.2,
         n_seeds=2, test_auc_min=results["test_auc"], test_auc_max=results["test_auc"],
-        cv_auc=float("nan"), cv_spread=float("nan"), selected=False, difference=float("nan"),
+        cv_auc=float("nan"), cv_spread=float("nan"), cv_difference_spread=float("nan"),
+        selected=False, difference=float("nan"),
         p_holm=float("nan"), distinguishable=False,
     )  # fmt: skip
     experiment = {
@@ -396,6 +397,7 @@ def select_second(summary: pd.DataFrame, p_holm: list[float]) -> pd.DataFrame:
         selected=np.arange(4) == 1,
         cv_auc=[0.98, 0.99, 0.97, np.nan],
         cv_spread=0.004,
+        cv_difference_spread=[0.0021, np.nan, 0.003, np.nan],
         difference=summary["test_auc"] - summary["test_auc"].iloc[1],
         p_holm=p_values,
         distinguishable=p_values < 0.05,
@@ -417,6 +419,8 @@ def test_the_answer_is_the_selected_configuration_and_not_the_highest(tmp_path: 
         "corrected for 3 tests (Holm)",
         "held out of its training its AUC was 0.990 (standard deviation over folds 0.004), on the "
         "test images it is 0.140 lower",
+        "The next on the same folds, ResNet50-none-gap, was 0.0100 lower (standard deviation of "
+        "the difference over folds 0.0021).",
         "Selected is the highest held-out AUC; this rule reads no test image.",
         "+0.050 < 0.001",
         "0.200 *",
