@@ -6,8 +6,11 @@ memory at its largest. The rule's result is above each measurement; tests/test_m
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from cxr_spark.backbones import BACKBONES
 from cxr_spark.errors import UserError
@@ -25,6 +28,12 @@ BATCH_SIZE = 16  # of processors, as in engine/pipeline.py
 FURTHER_GRAPH = 0.6
 # What a worker addresses beyond what it takes: code, and room that its threads set aside.
 ADDRESSED_MB = 3072
+
+# Of cgroups, version 2 and 1.
+CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 _UNITS = {"b": 2**-20, "k": 2**-10, "m": 1, "g": 2**10, "t": 2**20, "p": 2**30}
 
@@ -63,6 +72,18 @@ def jvm_overhead_mb(heap_mb: int) -> int:
 def address_space_mb(worker_mb: int) -> int:
     """Return the address space of a Python worker that takes so much memory."""
     return worker_mb + ADDRESSED_MB
+
+
+def machine_mb() -> int | None:
+    """Return the memory of this machine, or its container's limit, in MiB; None if unknown."""
+    try:
+        sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError):
+        return None
+    for limit in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            sizes.append(int(Path(limit).read_text(encoding="utf-8")))
+    return min(sizes) // 2**20
 
 
 def to_mb(key: str, size: str) -> int:

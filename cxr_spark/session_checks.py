@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from cxr_spark.errors import UserError
 from cxr_spark.installed import installed_version
-from cxr_spark.memory import GROUPS_ON_GPU, IMAGES_AT_ONCE, address_space_mb, jvm_overhead_mb, to_mb
+from cxr_spark.memory import (
+    GROUPS_ON_GPU,
+    IMAGES_AT_ONCE,
+    address_space_mb,
+    jvm_overhead_mb,
+    machine_mb,
+    to_mb,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +33,7 @@ LOCAL = re.compile(r"local(?:\[(\d+|\*)(?:\s*,\s*\d+)?\])?")
 # A worker holds the decoded images and the features of one Arrow batch: 1 GB for 2,048 of 224 px.
 MOST_IN_A_BATCH = 2048
 
+MASTER = "spark.master"
 BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 LEGACY_ARROW = "ARROW_PRE_0_15_IPC_FORMAT"
 EXECUTOR_GPUS = "spark.executor.resource.gpu.amount"
@@ -33,13 +41,18 @@ TASK_GPUS = "spark.task.resource.gpu.amount"
 DISCOVERY = "spark.executor.resource.gpu.discoveryScript"
 EXECUTOR_CORES, TASK_CPUS = "spark.executor.cores", "spark.task.cpus"
 HEAP, OVERHEAD = "spark.executor.memory", "spark.executor.memoryOverhead"
+DRIVER_HEAP = "spark.driver.memory"
 LEAST_OVERHEAD = "spark.executor.minMemoryOverhead"
 PYSPARK_MEMORY = "spark.executor.pyspark.memory"
+
+# The rule for a worker is above what was measured, by 15 % at most.
+RULE_IS_HIGH_BY = 0.85
 
 # What executors compute with.
 PACKAGES = {
     **{name: name for name in ("numpy", "pandas", "pyarrow", "keras", "tensorflow")},
     "opencv": "opencv-python-headless",
+    "pillow": "pillow",
 }
 
 ENVIRONMENT = (
@@ -64,10 +77,10 @@ def check_settings(settings: Settings, worker_mb: Callable[[int], int] | None = 
     _check_gpus(settings)
     _check_task_cpus(settings)
     if worker_mb is not None:
-        groups = GROUPS_ON_GPU if _number(settings, TASK_GPUS, 0) else 1
-        needed = worker_mb(groups * int(_number(settings, BATCH, IMAGES_AT_ONCE)))
+        needed = worker_mb(images_in_worker(settings))
         _check_address_space(settings, needed)
         _check_container(settings, needed)
+        _check_machine(settings, needed)
 
 
 def is_local(master: str) -> bool:
@@ -190,6 +203,43 @@ def _check_container(settings: Settings, worker_mb: int) -> None:
         )
 
 
+def fitting_workers(settings: Settings, worker_mb: int) -> int | None:
+    """Return how many Python workers fit this machine, where a local master starts more of them.
+
+    Args:
+        settings: Spark's.
+        worker_mb: what one takes.
+
+    Returns:
+        None where all of them fit, the master is not local, or the memory is not known.
+    """
+    there = machine_mb()
+    if not is_local(_master(settings)) or there is None:
+        return None
+    heap = to_mb(DRIVER_HEAP, settings.get(DRIVER_HEAP, "1g"))
+    fitting = int((there / RULE_IS_HIGH_BY - heap) // worker_mb)
+    return None if _workers(settings) <= fitting else max(0, fitting)
+
+
+def _check_machine(settings: Settings, worker_mb: int) -> None:
+    """Refuse a local master with more workers than this machine has memory for."""
+    if (fitting := fitting_workers(settings, worker_mb)) is None:
+        return
+    n_workers, cpus = _workers(settings), int(_number(settings, TASK_CPUS, 1))
+    advice = f"spark.master=local[{fitting * cpus}]" if fitting else "a machine with more memory"
+    raise UserError(
+        f"Expected {advice}: {n_workers} Python worker{'s' if n_workers > 1 else ''} of "
+        f"{worker_mb} MB with these backbones do not fit the {machine_mb()} MB of this machine. "
+        f"Received: spark.master={_master(settings)}"
+    )
+
+
+def images_in_worker(settings: Settings) -> int:
+    """Return how many images a Python worker is given at once."""
+    groups = GROUPS_ON_GPU if _number(settings, TASK_GPUS, 0) else 1
+    return groups * int(_number(settings, BATCH, IMAGES_AT_ONCE))
+
+
 def _workers(settings: Settings) -> int:
     """Return how many tasks, and so Python workers, an executor runs at once."""
     cpus = max(1, int(_number(settings, TASK_CPUS, 1)))
@@ -210,7 +260,7 @@ def _overhead_mb(settings: Settings, heap_mb: int) -> int:
 
 
 def _master(settings: Settings) -> str:
-    return settings.get("spark.master", "local[*]")
+    return settings.get(MASTER, "local[*]")
 
 
 def _enforced_by(master: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import tempfile
@@ -13,11 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_spark.errors import UserError
-from cxr_spark.session_checks import check_settings, check_versions
+from cxr_spark.session_checks import (
+    LOCAL,
+    MASTER,
+    TASK_CPUS,
+    Settings,
+    check_settings,
+    check_versions,
+    fitting_workers,
+    images_in_worker,
+)
 from cxr_spark.spark_jobs import described, log_level, waiting_told
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
 
 # Set where spark-submit and its properties file leave them open.
 DEFAULTS = {
@@ -78,7 +90,14 @@ def open_session(
     conf = SparkConf()
     for key, value in DEFAULTS.items():
         conf.setIfMissing(key, value)
-    check_settings(dict(conf.getAll()), worker_mb)
+    settings = dict(conf.getAll())
+    master = settings.get(MASTER, "local[*]")
+    if all_cores := local_cores(master):
+        settings[MASTER] = master.replace("*", str(all_cores))
+        if worker_mb is not None and (fewer := _cores_that_fit(master, settings, worker_mb)):
+            settings[MASTER] = master.replace("*", str(fewer))
+            conf.set(MASTER, settings[MASTER])
+    check_settings(settings, worker_mb)
     builder = SparkSession.builder.appName(name).config(conf=conf)
     meanwhile()
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -95,6 +114,48 @@ def open_session(
             yield spark
         finally:
             spark.stop()
+
+
+def _cores_that_fit(master: str, settings: Settings, worker_mb: Callable[[int], int]) -> int | None:
+    """Return how many cores a master of all of them, ``local[*]``, is to take for want of memory.
+
+    Args:
+        master: as given.
+        settings: Spark's, with the number of cores in the master.
+        worker_mb: as ``check_settings`` takes it.
+
+    Returns:
+        None where memory is enough, or for less than one, or the number of cores is the user's.
+    """
+    found = LOCAL.fullmatch(master)
+    needed = worker_mb(images_in_worker(settings))
+    fitting = fitting_workers(settings, needed)
+    if found is None or found[1] != "*" or not fitting:
+        return None
+    cores = fitting * int(settings.get(TASK_CPUS, "1"))
+    log.warning(
+        "memory: a Python worker takes %d MB with these backbones; local[*] is local[%d]",
+        needed,
+        cores,
+    )
+    return cores
+
+
+def local_cores(master: str) -> int | None:
+    """Return how many cores a master that is this process has; None for a cluster.
+
+    Where it has all, Java is asked, as Spark asks: in a container it heeds the quota.
+    """
+    found = LOCAL.fullmatch(master)
+    if found is None:
+        return None
+    if found[1] != "*":
+        return int(found[1] or 1)
+    from pyspark import SparkContext
+
+    SparkContext._ensure_initialized()
+    jvm: Any = SparkContext._jvm
+    return int(jvm.java.lang.Runtime.getRuntime().availableProcessors())
 
 
 def _zip_package(folder: Path) -> Path:

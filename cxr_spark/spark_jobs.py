@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cxr_spark.errors import UserError
+
 if TYPE_CHECKING:
     from pyspark import SparkConf, SparkContext, SparkStageInfo
     from pyspark.sql import SparkSession
@@ -18,6 +20,9 @@ log = logging.getLogger(__name__)
 
 # The property by which Spark names a job, and the stages of it.
 DESCRIPTION = "spark.job.description"
+
+# How often a job is looked at that runs no task.
+LOOK_S = 2.0
 
 # Spark kills a cancelled task's Python worker after two seconds (spark.python.task.killTimeout).
 CANCEL_SECONDS = 15.0
@@ -80,6 +85,9 @@ def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None
     """Say, while the block's jobs run no task, that none is taken, and what may keep it from that.
 
     Spark itself waits for ever, and says so at a level that is not shown.
+
+    Raises:
+        UserError: executors are there, and none of them has the cores that a task takes.
     """
     context, conf = spark.sparkContext, spark.sparkContext.getConf()
     keys = (
@@ -87,14 +95,30 @@ def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None
         "spark.executor.resource.gpu.amount",
     )  # fmt: skip
     asked = [f"{key}={conf.get(key)}" for key in keys if conf.get(key) is not None]
-    ended = threading.Event()
+    ended, refused = threading.Event(), list[str]()
+    look_s, silent_s = min(every_s, LOOK_S), 0.0
 
     def watch() -> None:
-        while not ended.wait(every_s):
+        nonlocal silent_s
+        while not ended.wait(look_s):
             tracker = context.statusTracker()
             stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
             if any(stage and (stage.numActiveTasks or stage.numCompletedTasks) for stage in stages):
+                silent_s = 0.0
                 continue
+            cpus, cores = int(conf.get("spark.task.cpus") or 1), executors_cores(context)
+            if cores and max(cores) < cpus:
+                refused.append(
+                    f"Expected spark.task.cpus of at most {max(cores)}, the cores of the largest "
+                    f"executor of {context.master}, or no task ever starts. "
+                    f"Received: spark.task.cpus={cpus}"
+                )
+                context.cancelAllJobs()
+                return
+            silent_s += look_s
+            if silent_s < every_s:
+                continue
+            silent_s = 0.0
             log.warning(
                 "waiting: no executor of %s takes a task. Has it workers with so much free (%s), "
                 "and a task no more cores than an executor? The master's page says what there is",
@@ -105,9 +129,20 @@ def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None
     thread.start()
     try:
         yield
+    except Exception as error:
+        if refused:
+            raise UserError(refused[0]) from error
+        raise
     finally:
         ended.set()
         thread.join()
+
+
+def executors_cores(context: SparkContext) -> list[int]:
+    """Return the cores of each executor that a cluster has given."""
+    told = context._jsc.sc().statusStore().executorList(True)
+    executors = [told.apply(k) for k in range(told.size())]
+    return [executor.totalCores() for executor in executors if executor.id() != "driver"]
 
 
 class Progress:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -22,7 +25,10 @@ from tests.conftest import QUICK_JAVA, ROOT
 from tests.faults import QUICK_EXECUTORS, assert_same
 from tests.test_jobs import SMALL, submit
 
-CORES_ARE_THERE = ("--conf", "spark.scheduler.minRegisteredResourcesRatio=1.0")
+# A standalone master waits for the share of spark.cores.max.
+CORES_ARE_THERE = (
+    "--conf", "spark.scheduler.minRegisteredResourcesRatio=1.0", "--conf", "spark.cores.max=2",
+)  # fmt: skip
 
 
 def free_port() -> int:
@@ -44,10 +50,14 @@ def wait_for(port: int, seconds: float = 60) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cluster")
+
+
+@pytest.fixture(scope="module")
+def cluster(cluster_folder: Path) -> Iterator[str]:
     """A master and two workers of one core."""
-    folder = tmp_path_factory.mktemp("cluster")
-    with started(folder, ["--cores", "1"], ["--cores", "1"]) as master:
+    with started(cluster_folder, ["--cores", "1"], ["--cores", "1"]) as master:
         yield master
 
 
@@ -145,22 +155,102 @@ def extract(
     )
 
 
+def executors_said(folder: Path) -> list[str]:
+    """What the executors of each worker have said."""
+    return [
+        "".join(file.read_text() for file in work.rglob("stderr"))
+        for work in sorted(folder.glob("work-*"))
+    ]
+
+
 def test_every_master_gives_the_same_features_and_manifest(
-    cluster: str, phantoms: Path, config: Path, reference: Extracted, tmp_path: Path
+    cluster: str,
+    cluster_folder: Path,
+    phantoms: Path,
+    config: Path,
+    reference: Extracted,
+    tmp_path: Path,
 ) -> None:
-    """Each with the file of conf/ that is for it."""
+    """Each with the file of conf/ that is for it; the cluster's with an event log."""
     rows, manifest, spark = reference
     assert spark["default_parallelism"] == 1
     of_masters = {"local[2]": "spark-local.conf", cluster: "spark-standalone.conf"}
     for i, (master, conf) in enumerate(of_masters.items()):
+        (tmp_path / f"events-{i}").mkdir()
         other_rows, other_manifest, spark = extract(
-            master, phantoms, config, tmp_path / f"features-{i}", conf=conf
-        )
+            master, phantoms, config, tmp_path / f"features-{i}", "spark.eventLog.enabled=true",
+            f"spark.eventLog.dir=file://{tmp_path}/events-{i}", conf=conf,
+        )  # fmt: skip
         assert spark["default_parallelism"] == 2
         pd.testing.assert_frame_equal(manifest, other_manifest)
         keys = ["image_id", "path", "length", "modified", "patient_id", "finding"]
         pd.testing.assert_frame_equal(rows[keys], other_rows[keys])
         assert_same(other_rows, rows)
+    for said in executors_said(cluster_folder):
+        assert re.search(r"MobileNetV3Small.* on /CPU:0, float32, .*process \d+,", said)
+    with history_server(tmp_path / "history", tmp_path / "events-1") as ask:
+        (application,) = ask("")
+        assert application["attempts"][0]["completed"]
+        stages = ask(f"/{application['id']}/stages")
+    told = {stage.get("description", "") for stage in stages}
+    for what in ("listing the images under", "extracting features, shard 1 of 1", "accounting for"):
+        assert any(description.startswith(what) for description in told), (what, told)
+
+
+@contextmanager
+def history_server(folder: Path, events: Path) -> Iterator[Callable[[str], Any]]:
+    """Yield what asks a history server about the applications of an event log."""
+    port = free_port()
+    folder.mkdir()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_HISTORY_OPTS": f"-Dspark.history.fs.logDirectory=file://{events} "
+        f"-Dspark.history.ui.port={port} -Dspark.history.fs.update.interval=1s",
+        "SPARK_DAEMON_JAVA_OPTS": QUICK_JAVA,
+    }
+
+    def ask(path: str) -> Any:
+        url = f"http://127.0.0.1:{port}/api/v1/applications{path}"
+        until = time.monotonic() + 60
+        while True:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                if (found := json.load(answer)) or time.monotonic() > until:
+                    return found
+            time.sleep(0.2)
+
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                Path(sys.executable).parent / "spark-class",
+                "org.apache.spark.deploy.history.HistoryServer",
+            ],
+            env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        wait_for(port)
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_tasks_of_more_cores_than_any_executor_are_refused_in_one_line(
+    cluster: str, phantoms: Path, config: Path, tmp_path: Path
+) -> None:
+    """The file leaves an executor's cores to the worker, so they are known once it is there."""
+    done = submit(
+        "--properties-file", str(ROOT / "conf" / "spark-standalone.conf"),
+        *CORES_ARE_THERE, *QUICK_EXECUTORS, "--conf", "spark.task.cpus=2",
+        "--conf", "spark.executor.memory=700m", "--conf", "spark.driver.host=127.0.0.1",
+        "jobs/extract.py", "--config", str(config), "--images", str(phantoms),
+        "--features", str(tmp_path / "features"),
+        master=cluster,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout[-3000:]
+    assert "extract.py: error: Expected spark.task.cpus of at most 1, the cores of" in done.stdout
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_grid_on_a_cluster_finds_what_one_machine_finds(
@@ -266,10 +356,8 @@ def test_each_task_computes_on_the_gpu_that_spark_gave_it(
             "spark.task.resource.gpu.amount=1", "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1",
         )  # fmt: skip
     assert_same(rows, reference[0])
-    of_executors = [
-        "".join(file.read_text() for file in (tmp_path / f"work-{i}").rglob("stderr"))
-        for i in range(2)
-    ]
+    of_executors = executors_said(tmp_path)
+    assert len(of_executors) == 2
     for said in of_executors:
         for address in ("0", "1"):
             assert f"on /CPU:{address} (GPU {address} of Spark), float32, batches of 128" in said

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cxr_spark import session_checks
 from cxr_spark.backbones import BACKBONES
 from cxr_spark.config import load_experiment
 from cxr_spark.memory import jvm_overhead_mb, to_mb, worker_mb
-from cxr_spark.session_checks import check_settings
+from cxr_spark.session_checks import check_settings, images_in_worker
 from cxr_spark.spark import DEFAULTS
 from tests.conftest import ROOT
 
@@ -23,7 +24,8 @@ CLUSTERS = ("standalone", "yarn", "kubernetes")
 
 # Keys that Spark knows by their form alone (its pages on configuration, YARN and Kubernetes).
 FORMS = (
-    r"spark\.(executor|task)\.resource\.gpu\.(amount|vendor|discoveryScript)",
+    r"spark\.task\.resource\.gpu\.amount",
+    r"spark\.executor\.resource\.gpu\.(amount|vendor|discoveryScript)",
     r"spark\.kubernetes\.(driver|executor)\.volumes\.persistentVolumeClaim\.shared\."
     r"(options\.claimName|mount\.path)",
 )
@@ -74,16 +76,23 @@ def test_a_key_that_spark_does_not_know_is_seen(spark) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_session_takes_every_file_for_the_papers_six_backbones(file: Path) -> None:
+def test_a_session_takes_every_file_for_the_papers_six_backbones(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_checks, "machine_mb", lambda: None)  # is another machine's
     six = load_experiment(str(CONF / "paper.yaml"), {})
     assert set(six.backbones) == set(BACKBONES)
-    worker = worker_mb(six.backbones, six.image_size)
+
+    def worker(images_at_once: int) -> int:
+        return worker_mb(six.backbones, six.image_size, images_at_once=images_at_once)
+
     masters = {"standalone": "spark://host:7077", "kubernetes": "k8s://https://host:6443"}
     kind = file.stem.split("-")[1]
     given = {"spark.master": masters.get(kind, ""), **read(file.name)}
-    check_settings({**DEFAULTS, **given}, lambda _: worker)
+    check_settings({**DEFAULTS, **given}, worker)
     if kind in ("yarn", "kubernetes"):
-        less = jvm_overhead_mb(to_mb("", given["spark.executor.memory"])) + worker
+        heap = to_mb("", given["spark.executor.memory"])
+        less = jvm_overhead_mb(heap) + worker(images_in_worker({**DEFAULTS, **given}))
         assert to_mb("", given["spark.executor.memoryOverhead"]) >= less
         assert given["spark.submit.deployMode"] == "cluster"
         assert "NOT RUN YET" in lines(file.name)[0]

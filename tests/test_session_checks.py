@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cxr_spark import session_checks
+from cxr_spark import memory, session_checks
 from cxr_spark.errors import UserError
-from cxr_spark.memory import address_space_mb, jvm_overhead_mb
+from cxr_spark.memory import address_space_mb, jvm_overhead_mb, machine_mb
 from cxr_spark.session_checks import (
     BATCH,
     check_settings,
@@ -141,6 +141,39 @@ def test_the_container_must_hold_its_workers(
     python = address_space_mb(1500) * int(given.get("spark.executor.cores", "1"))
     check_settings({**given, "spark.executor.pyspark.memory": f"{python}m"}, lambda _: 1500)
     check_settings(given, None)
+
+
+@pytest.mark.parametrize(
+    ("there", "fits"), [(3000, "local[1]"), (1000, "a machine with more memory"), (None, None)]
+)
+def test_workers_of_a_local_master_must_fit_the_machine(
+    there: int | None, fits: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_checks, "machine_mb", lambda: there)
+    given = settings("local[2]", spark_driver_memory="512m")
+    if fits is None:
+        check_settings(given, lambda _: 2000)
+    else:
+        told = (
+            f"Expected spark.master={fits}: 2 Python" if fits.startswith("local") else f"{fits}: 2"
+        )
+        with pytest.raises(UserError, match=re.escape(told)):
+            check_settings(given, lambda _: 2000)
+    check_settings(given, None)
+    check_settings({**given, "spark.master": "local[1]"}, lambda _: 500)
+    check_settings({**given, "spark.master": STANDALONE}, lambda _: 2000)
+
+
+def test_the_memory_of_a_container_is_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (str(limit),))
+    machine = machine_mb()
+    assert machine is not None
+    for text, found in (("max", machine), (str(300 * 2**20), 300), (str(2**62), machine)):
+        limit.write_text(f"{text}\n")
+        assert machine_mb() == found
 
 
 @pytest.mark.parametrize(("given", "images"), [({}, 256), ({BATCH: "2048"}, 2048)])

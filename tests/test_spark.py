@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cxr_spark.spark import REDACTED, describe_session
+from cxr_spark import session_checks
+from cxr_spark.spark import REDACTED, _cores_that_fit, describe_session, local_cores
 
 
 def session(**settings: str) -> SimpleNamespace:
@@ -33,6 +34,33 @@ def test_a_secret_is_named_and_not_told(key: str, value: str) -> None:
     told = describe_session(session(**{key: value}))  # type: ignore[arg-type]
     assert told["conf"] == {key: REDACTED}
     assert "planted" not in json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("master", "cores"),
+    [("local", 1), ("local[3]", 3), ("local[2,4]", 2), ("spark://here:7077", None), ("yarn", None)],
+)
+def test_a_local_master_says_how_many_cores_it_has(master: str, cores: int | None) -> None:
+    assert local_cores(master) == cores
+
+
+@pytest.mark.parametrize(
+    ("given", "cores"),
+    [("local[*]", 3), ("local[*,4]", 3), ("local[8]", None), ("yarn", None)],
+)
+def test_all_cores_are_as_many_as_there_is_memory_for(
+    given: str,
+    cores: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """8 cores and 8 GB for workers of 2 GB, of which 0.85 are reckoned, beside a heap of 1 GB."""
+    monkeypatch.setattr(session_checks, "machine_mb", lambda: 7000)
+    with_cores = {"spark.master": given if given == "yarn" else "local[8]"}
+    assert _cores_that_fit(given, with_cores, lambda _: 2000) == cores
+    assert _cores_that_fit(given, with_cores, lambda _: 800) is None
+    told = ["memory: a Python worker takes 2000 MB with these backbones; local[*] is local[3]"]
+    assert [record.getMessage() for record in caplog.records] == (told if cores else [])
 
 
 def test_settings_that_made_the_features_are_told_and_others_are_not() -> None:

@@ -16,7 +16,7 @@ from cxr_spark.benchmark.peers import run_process
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.benchmark.settings import IMAGE_SIZE, N_WARM_UP, Settings
 from cxr_spark.errors import UserError
-from cxr_spark.session_checks import LOCAL, is_local
+from cxr_spark.session_checks import is_local
 
 # What an application has for itself; the next one makes its own.
 _OWN = ("spark.app.", "spark.submit.", "spark.pyspark.", "spark.jars", "spark.files")
@@ -167,23 +167,6 @@ def write_properties(file: Path) -> str:
     lines = (f"{key} {value}".replace("\\", "\\\\") for key, value in sorted(settings.items()))
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return settings["spark.master"]
-
-
-def local_cores(master: str) -> int | None:
-    """Return how many cores a master that is this process has; None for a cluster.
-
-    Where it has all, Java is asked, as Spark asks: in a container it heeds the quota.
-    """
-    found = LOCAL.fullmatch(master)
-    if found is None:
-        return None
-    if found[1] != "*":
-        return int(found[1] or 1)
-    from pyspark import SparkContext
-
-    SparkContext._ensure_initialized()
-    jvm: Any = SparkContext._jvm
-    return int(jvm.java.lang.Runtime.getRuntime().availableProcessors())
 
 
 def peer_weights(settings: Settings, backbone: str) -> str:

@@ -19,7 +19,6 @@ from cxr_spark.benchmark.images import ImageSet
 from cxr_spark.benchmark.ours import (
     Submitter,
     Trial,
-    local_cores,
     peer_weights,
     write_properties,
 )
@@ -35,7 +34,7 @@ from cxr_spark.benchmark.peers import (
 from cxr_spark.benchmark.rows import MeasurementError, Row, failed_row, rate_row
 from cxr_spark.benchmark.settings import Settings
 from cxr_spark.benchmark.variants import measure_cores, measure_maps, measure_pass
-from cxr_spark.spark import open_session
+from cxr_spark.spark import local_cores, open_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -65,6 +65,7 @@ def choose_device(addresses: Sequence[str], *, one_an_executor: bool) -> Device:
     (address,) = addresses
     if os.environ.get(PRETEND):
         return Device("GPU", int(address), address, pretended=True)
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts, and so Spark
     if one_an_executor:
         os.environ["CUDA_VISIBLE_DEVICES"] = address
         return Device("GPU", 0, address)

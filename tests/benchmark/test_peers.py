@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_spark.benchmark.ours import local_cores, peer_weights
+from cxr_spark.benchmark.ours import peer_weights
 from cxr_spark.benchmark.peers import (
     Peer,
     find_programs,
@@ -145,14 +145,6 @@ def test_pairs_before_a_failure_count_and_one_of_no_rate_is_left_out(tmp_path: P
     ended = "ended after 3 of 5 pairs: the disk is full"
     assert whole.note == ended
     assert marginal.note.startswith(f"{ended}; 1 left out: 400 images took")
-
-
-@pytest.mark.parametrize(
-    ("master", "cores"),
-    [("local", 1), ("local[3]", 3), ("local[2,4]", 2), ("spark://here:7077", None), ("yarn", None)],
-)
-def test_a_local_master_says_how_many_cores_it_has(master: str, cores: int | None) -> None:
-    assert local_cores(master) == cores
 
 
 def test_a_precision_is_known_and_none_is_asked_of_the_engine_alone() -> None:

@@ -15,8 +15,10 @@ def test_the_one_gpu_of_an_executor_is_all_that_its_process_sees(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     assert choose_device(["3"], one_an_executor=True) == Device("GPU", 0, "3")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 @pytest.mark.parametrize(("visible", "index"), [("", 3), ("2,3", 1), ("0,1,2,3", 3)])
@@ -24,8 +26,10 @@ def test_several_gpus_are_told_apart_by_index(
     monkeypatch: pytest.MonkeyPatch, visible: str, index: int
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     assert choose_device(["3"], one_an_executor=False) == Device("GPU", index, "3")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 @pytest.mark.parametrize(("visible", "address"), [("0,1", "3"), ("", "GPU-1f2e")])
