@@ -4,6 +4,7 @@
 # make bench   what this machine does: [IMAGES=dir WEIGHTS=... PEERS=dir OUT=file.json ARGS="--limit 1600"]
 # make test    the tests, in TESTERS processes side by side (2)
 # make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour and a half on two cores
+# make test-full  what the tests leave out: simulations of 2,000 studies, a million images, maps beyond memory: hours
 # make test-jax  the compute core alone under Keras on JAX, in an environment without Spark and TensorFlow
 # make test-docker  the image and the cluster of docker/, with a worker killed: needs a Docker engine
 # make lint    ruff and mypy
@@ -24,7 +25,7 @@ OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
-.PHONY: setup archive grid bench test test-faults test-jax test-docker lint audit check-tools clean
+.PHONY: setup archive grid bench test test-faults test-full test-jax test-docker lint audit check-tools clean
 
 setup: check-tools $(VENV)/.installed
 	@test $(VENV)/.archived -nt $(VENV)/.installed || $(MAKE) --no-print-directory archive
@@ -40,8 +41,12 @@ test: setup
 	@$(IN_VENV) python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup
-	@CXR_FAULTS=full CXR_FUZZ_EXAMPLES=200000 $(IN_VENV) python -m pytest -s tests/test_faults.py tests/test_fuzz.py \
+	@CXR_FAULTS=full CXR_FUZZ_EXAMPLES=215000 $(IN_VENV) python -m pytest -s tests/test_faults.py tests/test_fuzz.py \
 		tests/test_hostile_files.py tests/extraction/test_hostile_files.py $(ARGS)
+
+test-full: setup
+	@CXR_FULL=1 $(IN_VENV) python -m pytest -s tests/evaluation tests/training/test_beyond_memory.py \
+		tests/extraction/test_growth.py tests/test_backbones.py tests/test_peers.py tests/test_shipping.py $(ARGS)
 
 test-jax: setup $(VENV)-jax/.installed
 	@CXR_JAX_PYTHON="$(CURDIR)/$(VENV)-jax/bin/python" $(IN_VENV) python -m pytest tests/benchmark/test_engine_only.py $(ARGS)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cxr_spark.benchmark.pairs import run_in_turn
 from cxr_spark.benchmark.processes import Processes
 from cxr_spark.benchmark.rows import MeasurementError, Row, ratio_row
 from cxr_spark.benchmark.settings import Settings
@@ -45,27 +47,27 @@ def measure_reader(settings: Settings, features: Path) -> list[Row]:
     # Of few rows what a reader costs at its start, and not by rows, decides.
     target = READER if record.n_rows >= N_ROWS else None
     for takes in ("pooled", "feature_map") if record.feature_map_shape else ("pooled",):
-        log.info("reader: %s of %s", takes, name)
-
-        def ours(takes: str = takes) -> None:
-            read_ours(features, record, takes, image_id)
-
-        def plain(takes: str = takes) -> None:
-            _read_plain(features, record, takes)
-
+        ours = partial(_into_tensors, features, record, takes, image_id)
+        plain = partial(_read_plain, features, record, takes)
         ours()
         plain()
-        pairs = [
-            (_rows_per_s(ours, record.n_rows), _rows_per_s(plain, record.n_rows))
-            for _ in range(settings.repeat)
-        ]
+        turns = run_in_turn(
+            f"reader, {takes} of {name}",
+            partial(_rows_per_s, ours),
+            partial(_rows_per_s, plain),
+            (record.n_rows,),
+            settings.repeat,
+        )
         rows.append(
             ratio_row(
-                f"reader, {takes}, {name}", "pyarrow's read_table and NumPy", pairs,
-                target=target if takes == "pooled" else None, unit="rows/s",
-                note=f"{record.n_rows:,} rows, in memory of the system",
+                f"reader, {takes}, {name}",
+                "pyarrow's read_table and NumPy",
+                [pair for (pair,) in turns.runs],
+                target=target if takes == "pooled" else None,
+                unit="rows/s",
+                note=f"{record.n_rows:,} rows, in memory of the system; ours into tensors",
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -83,6 +85,16 @@ def read_ours(
     from cxr_spark.training.reader import read_inputs
 
     return read_inputs(features, record, takes, image_id)
+
+
+def _into_tensors(
+    features: Path, record: ExtractionRecord, takes: str, image_id: npt.NDArray[Any]
+) -> None:
+    import tensorflow as tf
+
+    for array in read_ours(features, record, takes, image_id):
+        # convert_to_tensor would copy; the reader's arrays are aligned, so that none is needed.
+        tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _image_ids(features: Path, record: ExtractionRecord) -> npt.NDArray[Any]:
@@ -104,7 +116,7 @@ def _read_plain(features: Path, record: ExtractionRecord, takes: str) -> tuple[A
     return maps.reshape(shape), table["feature_map_scale"].to_numpy()
 
 
-def _rows_per_s(read: Callable[[], None], n_rows: int) -> float:
+def _rows_per_s(read: Callable[[], object], n_rows: int) -> float:
     began, n_read = time.perf_counter(), 0
     while n_read == 0 or time.perf_counter() - began < MIN_SECONDS:
         read()
@@ -131,17 +143,32 @@ def measure_training(settings: Settings, folder: Path, features: Path | None) ->
         image_id = _image_ids(features, record)
         maps, scale = read_ours(features, record, "feature_map", image_id)
     np.savez(file, maps=maps, scale=scale)
-    pairs = []
-    for k in range(settings.repeat):
-        log.info("training: %s, pair %d of %d", HEAD, k + 1, settings.repeat)
-        rates = {}
-        for method in ("ours", "plain") if k % 2 else ("plain", "ours"):
-            with Processes(HeadTrainer, [(file, features)]) as process:
-                (rates[method],) = process.ask(method)
-        pairs.append((rates["ours"], rates["plain"]))
+
+    def rate(method: str, _: int) -> float:
+        with Processes(HeadTrainer, [(file, features)]) as process:
+            images_per_s: float
+            (images_per_s,) = process.ask(method)
+            return images_per_s
+
+    turns = run_in_turn(
+        f"training, {HEAD}",
+        partial(rate, "ours"),
+        partial(rate, "plain"),
+        (len(maps),),
+        settings.repeat,
+    )
     shape = "x".join(str(side) for side in maps.shape)
     note = f"{EPOCHS} epochs of {'generated' if features is None else 'stored'} maps {shape}"
-    return [ratio_row(f"training, {HEAD}", "Keras' fit", pairs, target=TRAINING, note=note)]
+    return [
+        ratio_row(
+            f"training, {HEAD}",
+            "Keras' fit",
+            [pair for (pair,) in turns.runs],
+            # The target is about features in a store; drawn maps are in memory for both.
+            target=None if features is None else TRAINING,
+            note="; ".join(filter(None, [note, turns.note])),
+        )
+    ]
 
 
 def _generated_maps() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     } <= set(rows), rows
     for what in ("reader, feature_map, MobileNetV3Small", "training, fc1024"):
         assert rows[what]["ratio"] > 0
+    assert rows["training, fc1024"]["target"] == 0.95
     assert rows["training, fc1024"]["note"] == "10 epochs of stored maps 40x7x7x576"
     assert rows["reader, pooled, drawn"]["note"].startswith("40 rows")
     assert rows["reader, pooled, drawn"]["target"] is None
@@ -66,6 +68,23 @@ def test_drawn_rows_are_an_extraction_and_have_the_target_where_there_are_many(
         (row,) = heads.measure_reader(settings(repeat=1), tmp_path / "drawn")
         assert (row.what, row.target) == ("reader, pooled, drawn", target)
         assert row.rate is not None
+
+
+def test_training_on_drawn_maps_has_no_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answers(contextlib.AbstractContextManager):
+        def __init__(self, *_: object) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, method: str) -> list[float]:
+            return [{"ours": 3.0, "plain": 2.0}[method]]
+
+    monkeypatch.setattr(heads, "Processes", Answers)
+    (row,) = heads.measure_training(settings(repeat=2), tmp_path, None)
+    assert (row.ratio, row.n_pairs, row.target, row.met) == (1.5, 2, None, None)
+    assert row.note == "10 epochs of generated maps 512x7x7x576"
 
 
 @pytest.mark.parametrize("named", ["", "/nowhere"])

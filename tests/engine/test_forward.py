@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -169,6 +171,49 @@ def test_features_are_the_same_compiled_by_xla(small, rng: np.random.Generator) 
     assert distance(compiled[0].numpy(), plain[0].numpy()).max() <= 1e-5
     half, exact = (outputs[1].numpy().astype(np.float32) for outputs in (compiled, plain))
     assert np.abs(half - exact).max() <= 2e-3 * np.abs(exact).max()
+
+
+ON_XLA = """
+import sys
+import numpy as np
+from cxr_spark.engine.device import Device
+from cxr_spark.engine.frozen import FrozenGraph, load_graph
+
+with np.load(sys.argv[1]) as given:
+    graph = FrozenGraph(given["graph"].tobytes(), str(given["input"]), tuple(given["outputs"]))
+    forward = load_graph(graph, Device("GPU", 0, "0", pretended=True), threads=1)
+    np.savez(sys.argv[2], *forward(given["grey"]))
+"""
+
+
+def test_a_graph_as_workers_load_it_for_gpus_is_compiled_by_xla(
+    small, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """In a process of its own, in which XLA may compile for a processor and keeps what it has."""
+    _, features = feature_function(small, "MobileNetV3Small", "none", feature_maps=True)
+    graph = freeze(features, SIZE)
+    grey = rng.integers(0, 256, (2, *SIZE, 1), dtype=np.uint8)
+    given, found, compiled = (tmp_path / name for name in ("given.npz", "found.npz", "compiled"))
+    np.savez(
+        given, graph=np.frombuffer(graph.graph, np.uint8), input=graph.input_name,
+        outputs=graph.output_names, grey=grey,
+    )  # fmt: skip
+    flags = {
+        "TF_XLA_FLAGS": "--tf_xla_cpu_global_jit",
+        "XLA_FLAGS": f"--xla_dump_to={compiled} --xla_dump_hlo_as_text",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_XLA, given, found], env={**os.environ, **flags},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any("convolution" in file.read_text() for file in compiled.glob("*cluster*.txt"))
+    expected = load_graph(graph)(grey)
+    with np.load(found) as arrays:
+        pooled, half, scale = arrays.values()
+    assert distance(pooled, expected[0]).max() <= 1e-5
+    assert np.abs(half.astype(np.float32) - expected[1].astype(np.float32)).max() <= 2e-3
+    assert scale == pytest.approx(expected[2], rel=1e-5)
 
 
 def test_float32_is_not_rounded_on_newer_gpus(small) -> None:
