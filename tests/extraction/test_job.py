@@ -17,7 +17,8 @@ from cxr_spark.config import DatasetConfig, Experiment
 from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.engine.forward import compile_forward
 from cxr_spark.errors import UserError
-from cxr_spark.extraction.job import ExtractionRequest, extract
+from cxr_spark.extraction.job import STAGING, ExtractionRequest, _clear_staging, extract
+from cxr_spark.extraction.listing import REPLACED
 from cxr_spark.extraction.load import load_backbones
 from cxr_spark.extraction.store import ExtractionRecord, list_extractions
 from cxr_spark.images import decode_grey, resize_bilinear
@@ -292,3 +293,16 @@ def test_workers_are_warm_when_the_images_are_listed(spark, phantoms: Path) -> N
     for _ in range(2):
         assert read_listing(spark, str(phantoms), "kermany", None).count() == 90
     assert running() <= before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_manifest_that_a_killed_run_had_set_aside_comes_back(tmp_path: Path, there: bool) -> None:
+    """Unless the other is in its place already."""
+    (tmp_path / f"{STAGING}1" / REPLACED).mkdir(parents=True)
+    (tmp_path / f"{STAGING}1" / REPLACED / "old").touch()
+    if there:
+        (tmp_path / "manifest").mkdir()
+        (tmp_path / "manifest" / "new").touch()
+    _clear_staging(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest"]
+    assert [path.name for path in (tmp_path / "manifest").iterdir()] == ["new" if there else "old"]

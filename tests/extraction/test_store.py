@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -208,6 +212,70 @@ def test_more_shards_join_a_data_set_and_replace_files_of_it(tmp_path: Path) -> 
     assert list(second.files) == ["a-part-0.parquet", "c-part-0.parquet"]
     check_files(tmp_path, second)
     assert list_extractions(tmp_path) == [second]
+
+
+class Killed:
+    """Ends the process, so to say, before the step ``at`` of those that change the file system."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.n, self._at = 0, at
+        for name in ("rename", "replace", "unlink", "rmdir"):
+            monkeypatch.setattr(Path, name, self._before(getattr(Path, name)))
+        monkeypatch.setattr(shutil, "rmtree", self._before(shutil.rmtree, amid=True))
+
+    def _before(self, step: Callable[..., Any], *, amid: bool = False) -> Callable[..., Any]:
+        def stepped(path: Path, *arguments: Any, **named: Any) -> Any:
+            if self.n == self._at:
+                # Of a folder that is removed some files may have gone.
+                for file in [file for file in Path(path).rglob("*") if file.is_file()][:amid]:
+                    os.remove(file)
+                raise KeyboardInterrupt
+            self.n += 1
+            return step(path, *arguments, **named)
+
+        return stepped
+
+
+def end_again(features: Path) -> ExtractionRecord:
+    """Add a shard to a data set of two, of which one file goes."""
+    staged_errors = features / "_staging" / "more-errors"
+    staged_errors.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(features, make_record().fingerprint, feature_maps=True)
+    return finish(features, parts, staged_errors, make_record(), kept=["a-part-0.parquet"])
+
+
+def test_an_end_killed_at_any_step_is_done_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_undone, n_steps = 0, None
+    for at in itertools.count():
+        features = tmp_path / f"{at}"
+        first = make_store(features, make_record())
+        parts = parts_of(features, first.fingerprint, feature_maps=True)
+        commit_shard(parts, "c", write_rows(features / "_staging" / "c", "b"), [])
+        with monkeypatch.context() as patch:
+            killed = Killed(patch, at)
+            try:
+                end_again(features)
+            except KeyboardInterrupt:
+                pass
+            else:
+                n_steps = at
+        recover(features)
+        if list_extractions(features) == [first]:  # it had not begun to end
+            n_undone += 1
+            check_files(features, first)
+            end_again(features)
+        (found,) = list_extractions(features)
+        assert list(found.files) == ["a-part-0.parquet", "c-part-0.parquet"], at
+        check_files(features, found)
+        assert (features / "errors" / f"fingerprint={found.fingerprint}").is_dir()
+        assert not list((features / found.fingerprint).glob("b-*"))
+        if n_steps is not None:
+            break
+    assert killed.n == n_steps
+    assert n_steps >= 10
+    assert 0 < n_undone < n_steps
 
 
 def make_errors_again(features: Path) -> Path:
