@@ -225,6 +225,8 @@ def run_job(main: Callable[[], None], when_stopped: str | None = None) -> NoRetu
     )
     logging.getLogger("cxr_spark").setLevel(logging.INFO)
     logging.getLogger("petastorm").setLevel(logging.CRITICAL)
+    # py4j logs what it raises as well, by the root logger.
+    logging.getLogger().addFilter(lambda told: told.msg != "Exception while sending command.")
     _tell_when_stopped(when_stopped)
     try:
         main()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr_spark.errors import UserError
+from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.session_checks import (
     LOCAL,
     MASTER,
@@ -75,6 +75,7 @@ def open_session(
     Raises:
         UserError: there is no Java, a setting would fail the run later, or executors have other
             packages than the driver.
+        RunFailed: the JVM has ended before the block.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkRuntimeError
@@ -112,8 +113,24 @@ def open_session(
             with described(spark, "asking executors for their packages"), waiting_told(spark):
                 check_versions(spark)
             yield spark
+        except Exception as error:
+            if _jvm_has_ended(spark):
+                raise RunFailed(
+                    "Spark's JVM has ended by itself, as where the system kills what takes too "
+                    "much memory. What was computed is kept: give the same command again"
+                ) from error
+            raise
         finally:
-            spark.stop()
+            if not _jvm_has_ended(spark):
+                spark.stop()
+
+
+def _jvm_has_ended(spark: SparkSession) -> bool:
+    try:
+        spark.sparkContext._jvm.java.lang.System.nanoTime()  # type: ignore[union-attr]
+    except Exception:  # py4j has several for it, and the system has its own
+        return True
+    return False
 
 
 def _cores_that_fit(master: str, settings: Settings, worker_mb: Callable[[int], int]) -> int | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -78,3 +80,28 @@ def test_settings_that_made_the_features_are_told_and_others_are_not() -> None:
     told = describe_session(session(**settings, **others))  # type: ignore[arg-type]
     assert told["conf"] == settings
     assert list(told["conf"]) == sorted(settings)
+
+
+KILLED_JVM = """
+import psutil
+from cxr_spark.cli import run_job
+from cxr_spark.spark import open_session
+
+def main():
+    with open_session("killed") as spark:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        spark.range(3).count()
+
+run_job(main)
+"""
+
+
+def test_a_jvm_that_was_killed_is_told_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_JVM], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert "error: Spark's JVM has ended by itself" in line
+    assert "Traceback" not in done.stderr
