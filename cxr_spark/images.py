@@ -26,6 +26,7 @@ Grey = npt.NDArray[np.uint8]
 MAX_PIXELS = 40_000_000
 # A progressive JPEG has some ten scans, and each, even an empty one, costs a pass over all pixels.
 MAX_SCANS = 500
+MAX_SCANNED_PIXELS = 10**9  # in all passes together: seconds
 # What is converted at a time of images that are not decoded to grey, so that no copy is large.
 STRIP_PIXELS = 2**20
 
@@ -113,8 +114,9 @@ def _open_jpeg(encoded: bytes) -> Image.Image:
     _check_size(image)
     if encoded.rfind(b"\xff\xd9", begin) < 0:  # zeros in place of its end decode to a picture
         raise UndecodableImage("the JPEG is truncated: its end marker is missing")
-    if "progressive" in image.info and encoded.count(b"\xff\xda", begin) >= MAX_SCANS:
-        raise UndecodableImage(f"the JPEG has more than {MAX_SCANS} scans")
+    most_scans = min(MAX_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
+    if "progressive" in image.info and encoded.count(b"\xff\xda", begin) >= most_scans:
+        raise UndecodableImage(f"the JPEG has more than {most_scans} scans")
     image.draft("L", image.size)  # luma alone: three times faster than RGB
     return image
 

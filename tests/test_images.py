@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import cv2
 import numpy as np
@@ -101,6 +102,18 @@ def test_other_formats_are_refused(grey: np.ndarray) -> None:
     for kind in ("TIFF", "GIF", "WEBP", "BMP"):
         with pytest.raises(UndecodableImage, match="neither JPEG nor PNG"):
             decode_grey(encode(Image.fromarray(grey), kind))
+
+
+def test_scans_are_counted_by_their_pixels() -> None:
+    """An image as large as any may have the scans that encoders make, and not hundreds."""
+    side = 6300
+    encoded = encode(Image.new("L", (side, side)), "JPEG", progressive=True)
+    assert decode_grey(encoded).shape == (side, side)
+    scan = encoded[encoded.rindex(b"\xff\xc4") : -2]
+    began = time.perf_counter()
+    with pytest.raises(UndecodableImage, match="the JPEG has more than 25 scans"):
+        decode_grey(encoded[:-2] + scan * 30 + b"\xff\xd9")
+    assert time.perf_counter() - began < 1
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:
