@@ -366,6 +366,7 @@ def test_too_many_errors_end_the_run_early_with_their_reasons(
         RunFailed, match=r"of 90 images could not be used .* max_error_fraction 0.01"
     ):
         run(spark, experiment, images, features)
+    assert len(list(features.glob("_parts/*/*/_shard.json"))) < 4
     assert "x decode: the bytes are neither JPEG nor PNG (first: " in caplog.text
     allowed = experiment.model_copy(update={"max_error_fraction": 0.4})
     (record,) = run(spark, allowed, images, features)
