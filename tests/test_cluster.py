@@ -327,6 +327,7 @@ def test_the_file_for_a_standalone_cluster_of_gpus_is_run(
         rows, _, spark = extract(
             master, phantoms, config, tmp_path / "on-gpus",
             "spark.executor.cores=2", "spark.task.cpus=2", "spark.executor.memory=480m",
+            "spark.cores.max=4",
             "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1", conf="spark-standalone-gpu.conf",
         )  # fmt: skip
     assert spark["conf"]["spark.task.resource.gpu.amount"] == "1"
@@ -352,7 +353,7 @@ def test_each_task_computes_on_the_gpu_that_spark_gave_it(
     with started(tmp_path, worker, worker) as master:
         rows, _, _ = extract(
             master, phantoms, config, tmp_path / "on-gpus",
-            "spark.executor.cores=2", "spark.executor.resource.gpu.amount=2",
+            "spark.cores.max=4", "spark.executor.cores=2", "spark.executor.resource.gpu.amount=2",
             "spark.task.resource.gpu.amount=1", "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1",
         )  # fmt: skip
     assert_same(rows, reference[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Listing:
         limit: how many images a sample was cut to; None for all of a folder.
         places: digest of where each image lies; empty in records of before it was kept.
         files: bytes of each of the manifest's Parquet files by name.
+        sha256: likewise their digests; empty in records of before they were kept.
     """
 
     n_images: int
@@ -48,6 +50,7 @@ class Listing:
     limit: int | None = None
     places: str = ""
     files: dict[str, int] = dataclasses.field(default_factory=dict)
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def n_usable(self) -> int:
@@ -64,13 +67,21 @@ def write_listing_record(manifest: Path, listing: Listing) -> Listing:
 
     Without a record the folder is not ours.
     """
-    listing = dataclasses.replace(listing, files=_files(manifest))
+    listing = dataclasses.replace(listing, files=_files(manifest), sha256=_digests(manifest))
     write_json(manifest / MANIFEST_RECORD, dataclasses.asdict(listing))
     return listing
 
 
 def _files(manifest: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in parquet_files(manifest)}
+
+
+def _digests(manifest: Path) -> dict[str, str]:
+    digests = {}
+    for file in parquet_files(manifest):
+        with file.open("rb") as content:
+            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return digests
 
 
 def read_listing_record(features: Path) -> Listing | None:
@@ -92,6 +103,12 @@ def read_listing_record(features: Path) -> Listing | None:
         raise UserError(
             f"Expected the files that {file} names. Received: {file.parent / other}, which is "
             "missing, cut or foreign. Extract again with --overwrite."
+        )
+    digests = _digests(file.parent) if listing.sha256 else {}
+    if changed := sorted(dict(digests.items() ^ listing.sha256.items())):
+        raise UserError(
+            f"Expected the files that {file} names. Received: {file.parent / changed[0]}, which "
+            "has changed since it was written. Extract again with --overwrite."
         )
     return listing
 
@@ -189,11 +206,9 @@ def accept_listing(
 
 
 def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> Listing:
-    """Have the new listing of the same images take the place of the manifest.
-
-    It says where they lie now, which may be elsewhere, and what their paths say: of a manifest that
-    was damaged since it was written nothing is taken over.
-    """
+    """Have the manifest say where its images lie now; the same images may have been moved."""
+    if stored.places == now.places:
+        return stored
     moved = write_listing_record(beside, dataclasses.replace(stored, places=now.places))
     _replace(manifest, beside)
     return moved

@@ -55,7 +55,7 @@ HEADS = {
     for head in (
         # Features are pooled as they are extracted, so that the study's global average pooling and
         # softmax is a softmax over pooled features.
-        Head("gap", source=f"{PAPER}; on InceptionV3 Kermany 2018, first stage"),
+        Head("gap", source=PAPER),
         Head("fc1024", "feature_map", dense=(1024,), source=PAPER),
         # Its third layer is not stated; half of the second is taken.
         Head("dnn3", dense=(1024, 512, 256), dropout=0.5, source="Almaslukh 2021, on DenseNet121"),
