@@ -108,13 +108,13 @@ def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None
                 continue
             cpus, cores = int(conf.get("spark.task.cpus") or 1), executors_cores(context)
             if cores and max(cores) < cpus:
-                refused.append(
+                refused[:] = [
                     f"Expected spark.task.cpus of at most {max(cores)}, the cores of the largest "
                     f"executor of {context.master}, or no task ever starts. "
                     f"Received: spark.task.cpus={cpus}"
-                )
-                context.cancelAllJobs()
-                return
+                ]
+                context.cancelAllJobs()  # at each look: executors may be there before the job is
+                continue
             silent_s += look_s
             if silent_s < every_s:
                 continue

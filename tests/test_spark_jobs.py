@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -69,7 +70,9 @@ class Seq(list[Any]):
         return self[k]
 
 
-def waiting_on(n_active: int, executors: dict[str, int], ended: Event | None = None) -> Any:
+def waiting_on(
+    n_active: int, executors: dict[str, int], cancel: Callable[[], None] = lambda: None
+) -> Any:
     """A session of a cluster with executors of so many cores, on which a stage runs some tasks."""
     stage = SimpleNamespace(numActiveTasks=n_active, numCompletedTasks=0)
     tracker = SimpleNamespace(getActiveStageIds=lambda: [1], getStageInfo=lambda _: stage)
@@ -83,22 +86,31 @@ def waiting_on(n_active: int, executors: dict[str, int], ended: Event | None = N
     context = SimpleNamespace(
         master="spark://HOST:7077", getConf=lambda: conf, statusTracker=lambda: tracker,
         _jsc=SimpleNamespace(sc=lambda: SimpleNamespace(statusStore=lambda: store)),
-        cancelAllJobs=lambda: (ended or Event()).set(),
+        cancelAllJobs=cancel,
     )  # fmt: skip
     return SimpleNamespace(sparkContext=context)
 
 
 def test_tasks_larger_than_every_executor_end_in_one_line() -> None:
-    ended = Event()
+    """Also where the job is submitted only after executors have been looked at."""
+    looked, submitted, ended = Event(), Event(), Event()
+
+    def cancel() -> None:
+        looked.set()
+        if submitted.is_set():
+            ended.set()
 
     def run() -> None:
-        with waiting_told(waiting_on(0, {"driver": 64, "0": 4, "1": 2}, ended), every_s=0.02):
-            assert ended.wait(5)
+        with waiting_told(waiting_on(0, {"driver": 64, "0": 4, "1": 2}, cancel), every_s=0.02):
+            looked.wait(5)
+            submitted.set()
+            ended.wait(5)
             raise RuntimeError("the job was cancelled")
 
     told = "of at most 4, the cores of the largest executor of spark://HOST:7077.*Received.*=8"
     with pytest.raises(UserError, match=told):
         run()
+    assert ended.is_set()
 
 
 def test_a_failure_of_another_kind_is_raised_as_it_is() -> None:
