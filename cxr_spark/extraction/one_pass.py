@@ -49,8 +49,7 @@ SPEED_OF_GPU = 16  # of a core's, at the least
 # A run has at least so many shards, where each can take so long: a shard costs 0.3 s of its own.
 SHARDS_A_RUN, SECONDS_A_SHARD = 4, 8.0
 DECODE_SECONDS = 0.002  # of a core an image, about
-# What runs one task at a time has at least so many, lest the last is waited for: 5,856 images by
-# MobileNetV3Small took 17.7 s with eight, and 18.2 s with four.
+# What runs one task at a time has so many of a long run, lest the last is waited for.
 TASKS_A_SLOT = 8
 SHARDS_AT_ONCE = 2
 
@@ -132,7 +131,7 @@ def run_pass(
         failures = _write_features(rows, extractor, staged, feature_maps=feature_maps)
         return PassedShard(staged.name, staged, failures)
 
-    with watched, ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+    with watched, _a_task_for_each_file(spark), ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
         written = [pool.submit(write, k) for k in range(n_shards)]
         try:
             for shard in as_completed(written):
@@ -175,12 +174,12 @@ def plan_shards(n_images: int, n_slots: int, n_most: int, n_least: int) -> tuple
         n_images: to be computed.
         n_slots: tasks that run at once.
         n_most: images of a task, at least one.
-        n_least: images below which a shard's own cost would tell.
+        n_least: images of all slots together below which a shard's own cost, and a task's, would
+            tell.
     """
-    n_shards = max(
-        math.ceil(n_images / (n_slots * n_most)), min(SHARDS_A_RUN, n_images // n_least), 1
-    )
-    n_tasks = n_slots * math.ceil(TASKS_A_SLOT / n_shards)
+    rounds = max(1, n_images // n_least)
+    n_shards = max(math.ceil(n_images / (n_slots * n_most)), min(SHARDS_A_RUN, rounds))
+    n_tasks = n_slots * max(1, min(TASKS_A_SLOT, rounds) // n_shards)
     return n_shards, max(1, min(n_tasks, n_images // n_shards))
 
 
@@ -204,6 +203,18 @@ def _cut_images(
         .write.partitionBy("shard", "piece")
         .parquet(location(folder))
     )
+
+
+@contextmanager
+def _a_task_for_each_file(spark: SparkSession) -> Iterator[None]:
+    """Have Spark read each small file by a task of its own; it would give one task many."""
+    key, most = "spark.sql.files.openCostInBytes", "spark.sql.files.maxPartitionBytes"
+    before = spark.conf.get(key)
+    spark.conf.set(key, spark.conf.get(most) or "128MB")
+    try:
+        yield
+    finally:
+        spark.conf.set(key, before or "4MB")
 
 
 def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extraction]:

@@ -22,6 +22,7 @@ from cxr_spark.extraction.listing import REPLACED
 from cxr_spark.extraction.load import load_backbones
 from cxr_spark.extraction.store import ExtractionRecord, list_extractions
 from cxr_spark.images import decode_grey, resize_bilinear
+from cxr_spark.spark_jobs import Progress, _stages
 
 
 def run(
@@ -125,6 +126,30 @@ def test_features_do_not_depend_on_the_number_of_tasks(
         assert distance.max() <= 1e-5
 
 
+def test_each_planned_task_is_one_of_spark_for_progress_counts_them(
+    extracted, spark, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark would read many small files by one task."""
+    experiment, _, _ = extracted
+    planned = dict[str, int]()
+
+    class Recorded(Progress):
+        def __init__(self, spark, what: str, n_images: int, n_tasks: int) -> None:
+            super().__init__(spark, what, n_images, n_tasks)
+            planned[self.group] = n_tasks
+
+    monkeypatch.setattr("cxr_spark.extraction.one_pass.plan_shards", lambda *_: (2, 6))
+    monkeypatch.setattr("cxr_spark.extraction.one_pass.Progress", Recorded)
+    key = "spark.sql.files.openCostInBytes"
+    before = spark.conf.get(key)
+    run(spark, experiment, phantoms, tmp_path / "features")
+    ((group, n_tasks),) = planned.items()
+    ran = sum(stage.numCompletedTasks for stage in _stages(spark.sparkContext, group))
+    assert n_tasks == 12
+    assert ran == n_tasks
+    assert spark.conf.get(key) == before
+
+
 @pytest.fixture
 def spoiled(phantoms: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """The phantoms with broken and strange files between them, and the stage each ends in."""
@@ -191,7 +216,7 @@ def test_sparks_pages_say_what_each_job_is_for(
     assert {what for job, what in descriptions().items() if job not in before} == {
         f"listing the images under {phantoms}",
         "loading backbones in the Python workers",
-        "cutting 20 images into 16 tasks",
+        "cutting 20 images into 2 tasks",
         "extracting features, shard 1 of 1",
         "accounting for every image of MobileNetV3Small",
     }
