@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cxr_spark.errors import RunFailed, UserError, nearest, without_credentials
-from cxr_spark.files import local_path
+from cxr_spark.files import image_root, local_path, without_secret
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
@@ -62,7 +62,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "images": {
         "metavar": "DIR",
-        "help": "the folder of images, at the same path on driver and executors",
+        "help": "the folder of images, at the same path on driver and executors; or its URI, as "
+        "s3a://BUCKET/FOLDER",
     },
     "features": {
         "metavar": "DIR",
@@ -194,9 +195,10 @@ def parse_flags(
 
 def _mounted(flag: str, folder: str) -> str:
     try:
-        return local_path(folder)
+        return image_root(folder) if flag == "images" else local_path(folder)
     except ValueError as error:
-        raise UserError(f"Expected --{flag} to be {error}. Received: {folder}") from None
+        told = f"Expected --{flag} to be {error}. Received: {without_secret(folder)}"
+        raise UserError(told) from None
 
 
 def read_experiment_flags(program: str, description: str, flags: Sequence[str]) -> Experiment:

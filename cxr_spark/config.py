@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cxr_spark.errors import UserError, nearest, one_of
-from cxr_spark.files import local_path
+from cxr_spark.files import image_root, local_path, without_secret
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -159,7 +159,12 @@ class Experiment(_Section):
     refresh: bool = False
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
 
-    @field_validator("images", "features", "run")
+    @field_validator("images")
+    @classmethod
+    def _an_image_root(cls, value: str | None) -> str | None:
+        return None if value is None else image_root(value)
+
+    @field_validator("features", "run")
     @classmethod
     def _a_folder(cls, value: str | None) -> str | None:
         return None if value is None else local_path(value)
@@ -328,4 +333,7 @@ def _first_problem(error: ValidationError, path: str, flags: dict[str, Any]) -> 
     if problem["type"] == "float_type" and str(problem["input"])[:1].isdigit():
         hint = " In YAML write 0.001 or 1.0e-3: it takes 1e-3 for text."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"Expected a valid {place}: {message}. Received: {problem['input']!r}.{hint}"
+    received = problem["input"]
+    if name == "images" and isinstance(received, str):
+        received = without_secret(received)
+    return f"Expected a valid {place}: {message}. Received: {received!r}.{hint}"

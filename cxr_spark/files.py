@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,19 +24,49 @@ UNUSABLE = "[]{}*?#\\"
 MAX_BYTES = 64 * 2**20
 
 
+URI = re.compile("([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def image_root(text: str) -> str:
+    """Return an image root: a path as ``local_path`` gives, or the URI of another file system.
+
+    Raises:
+        ValueError: the URI holds a secret, which every record of the images would tell.
+    """
+    found = URI.match(text)
+    if found is None or found[1].lower() == "file":
+        return local_path(text)
+    parts = urllib.parse.urlsplit(text)
+    if parts.password is not None or re.search("secret|token|password|key", parts.query, re.I):
+        raise ValueError(
+            "a URI without a secret in it, which is stored with the images' names. Keys come from "
+            "the environment of driver and executors"
+        )
+    if not text.startswith(f"{found[1]}://"):
+        raise ValueError(f"a URI that begins with {found[1]}://")
+    if parts.fragment:
+        raise ValueError("a URI in which # is written %23")
+    return text
+
+
+def without_secret(text: str) -> str:
+    """Return a URI without its user and its query, where it may have a password or a key."""
+    return re.sub(r"://[^/]*@|\?.*", lambda found: "://..." if found[0][0] == ":" else "?...", text)
+
+
 def local_path(text: str) -> str:
     """Return a folder as a path: of a ``file:`` URI what it names, else the text as it is.
 
     Raises:
         ValueError: it is the URI of something that is no mounted folder.
     """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+    found = URI.match(text)
     if found is None:
         return text
     if found[1].lower() != "file" or re.match("file://[^/]", text, re.IGNORECASE):
         raise ValueError(
-            "a folder that driver and executors have mounted at the same path: object stores and "
-            "HDFS (s3a:, gs:, abfss:, hdfs:) are not read in this version"
+            "a folder that driver and executors have mounted at the same path: in this version "
+            "only --images may lie on object stores and HDFS (s3a:, gs:, abfss:, hdfs:)"
         )
     return "/" + text[len("file:") :].lstrip("/")
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cxr_spark.dataset.listing import FoundImage
 from cxr_spark.dataset.manifest import even_sample, read_found
 from cxr_spark.dataset.pack import (
     INDEX,
@@ -30,6 +29,7 @@ from cxr_spark.dataset.pack import (
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.pack_writer import ROWS_A_GROUP, PartWriter, open_part
 from cxr_spark.dataset.phantoms import MARKER, holds_phantoms
+from cxr_spark.dataset.remote import Readable, is_remote, read_ahead
 from cxr_spark.dataset.root import as_listed, check_root, list_images, no_images
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.account import most_frequent
@@ -50,7 +50,7 @@ BYTES_A_PART = 512 * 2**20
 _REPLACED = "replaced"
 
 
-def run_pack(images: Path, out: Path, *, limit: int | None, overwrite: bool) -> None:
+def run_pack(images: str, out: Path, *, limit: int | None, overwrite: bool) -> None:
     """Pack the images under a root into a new folder.
 
     Args:
@@ -67,14 +67,14 @@ def run_pack(images: Path, out: Path, *, limit: int | None, overwrite: bool) -> 
     if limit is not None and limit < 1:
         raise UserError(f"Expected --limit of at least 1. Received: {limit}")
     check_out(images, out, overwrite=overwrite)
-    check_root(str(images))
-    if next(list_images(str(images)), None) is None:
+    check_root(images)
+    if next(list_images(images), None) is None:
         raise no_images(str(images))
     with open_session(f"cxr_spark pack {out.name}") as spark:
         pack(spark, images, out, limit=limit, overwrite=overwrite)
 
 
-def check_out(images: Path, out: Path, *, overwrite: bool) -> None:
+def check_out(images: str | Path, out: Path, *, overwrite: bool) -> None:
     """Refuse a place where no pack can be made, and one that holds anything but a pack.
 
     Raises:
@@ -82,7 +82,7 @@ def check_out(images: Path, out: Path, *, overwrite: bool) -> None:
     """
     for folder in (out.parent, out):
         check_writable(folder, "out")
-    if images.resolve().is_relative_to(out.resolve()):  # it may be removed
+    if not is_remote(images) and Path(images).resolve().is_relative_to(out.resolve()):  # removed
         raise UserError(f"Expected --out to be no folder that holds --images. Received: {out}")
     if not out.exists() or not any(out.iterdir()):
         return
@@ -104,7 +104,7 @@ def check_out(images: Path, out: Path, *, overwrite: bool) -> None:
 
 
 def pack(
-    spark: SparkSession, images: Path, out: Path, *, limit: int | None, overwrite: bool
+    spark: SparkSession, images: str | Path, out: Path, *, limit: int | None, overwrite: bool
 ) -> PackRecord:
     """Pack as ``run_pack`` does, in a session; the new pack is made beside ``out`` and moved."""
     staging = out.with_name(f"_packing-{out.name}")
@@ -140,7 +140,9 @@ def _clear(staging: Path, out: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _write_pack(spark: SparkSession, images: Path, staging: Path, limit: int | None) -> PackRecord:
+def _write_pack(
+    spark: SparkSession, images: str | Path, staging: Path, limit: int | None
+) -> PackRecord:
     from pyspark.sql import functions as F  # noqa: N812
 
     began, folder = time.monotonic(), staging / "pack"
@@ -168,7 +170,7 @@ def _write_pack(spark: SparkSession, images: Path, staging: Path, limit: int | N
             f"{n_images:,} images were found, and {record.n_images:,} packed. Nothing of it is left"
         )
     if holds_phantoms(images):  # or features of the pack would pass for those of X-rays
-        shutil.copy(images / MARKER, folder / MARKER)
+        shutil.copy(Path(images, MARKER), folder / MARKER)
     write_pack_record(folder, record)
     log.info(
         "packed: %d images in = %d with their bytes + %d that could not be read; %d parts, "
@@ -231,31 +233,34 @@ def make_packer(folder: str) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.D
             for rows in frames:
                 if part is None:
                     part = opened.enter_context(open_part(Path(folder) / name))
-                placed = [_copy(image, part, name, packs) for image in rows.itertuples(index=False)]
+                images = list(rows.itertuples(index=False))
+                sources = iter(
+                    read_ahead([_source(image, packs) for image in images if not image.problem])
+                )
+                placed = [
+                    _copy(image, None if image.problem else next(sources), part, name)
+                    for image in images
+                ]
                 yield pd.DataFrame(placed, columns=list(INDEX_COLUMNS))
 
     return copy
 
 
-def _copy(image: Any, part: PartWriter, name: str, packs: PackReader) -> tuple[object, ...]:
-    found = FoundImage(
-        image.image_id, image.path, image.length, image.modified_us, image.problem or ""
-    )
-    content, error = _read(found, packs)
-    place = part.add(found.image_id, found.length, found.modified_us, content, error)
-    told = (found.image_id, found.length, found.modified_us, found.problem or None)
+def _source(image: Any, packs: PackReader) -> Readable:
+    return as_listed(image.image_id, image.path, image.length, image.modified_us, packs)
+
+
+def _copy(image: Any, source: Readable | None, part: PartWriter, name: str) -> tuple[object, ...]:
+    """Add an image to a part, or why it has no bytes, in the words that extraction has."""
+    content, error = None, image.problem
+    if source is not None:
+        try:
+            content = source.read()
+        except OSError as failed:
+            error = failed.strerror or str(failed)
+    place = part.add(image.image_id, image.length, image.modified_us, content, error)
+    told = (image.image_id, image.length, image.modified_us, image.problem)
     return (image.position, *told, error, name, *place)
-
-
-def _read(found: FoundImage, packs: PackReader) -> tuple[bytes | None, str | None]:
-    """Return an image's bytes, or why they cannot be had, in the words that extraction has."""
-    if found.problem:
-        return None, found.problem
-    listed = (found.image_id, found.path, found.length, found.modified_us)
-    try:
-        return as_listed(*listed, packs).read(), None
-    except OSError as error:
-        return None, error.strerror or str(error)
 
 
 def _write_index(placed: DataFrame, folder: Path, file: Path) -> None:

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 def run_extract(experiment: Experiment) -> None:
     """Extract the features of the experiment's images into its features folder."""
-    images, features = _required(experiment, "images"), _required(experiment, "features")
+    images, features = _required(experiment, "images"), Path(_required(experiment, "features"))
     _check_images(experiment, images)
     with _starting(experiment, features, experiment.feature_maps) as (spark, backbones):
         _extract(spark, experiment, images, features, backbones, experiment.feature_maps)
@@ -77,7 +77,7 @@ def run_train(
     from cxr_spark.leak_check import check_leaks
     from cxr_spark.training.job import train
 
-    features, run = _required(experiment, "features"), _required(experiment, "run")
+    features, run = (Path(_required(experiment, field)) for field in ("features", "run"))
     check_run(run, experiment)
     with _tracking(run, experiment.mlflow, experiment.name), _alone(run):
         with _keeping(run, command, extraction_seconds):
@@ -250,8 +250,8 @@ def _shown(
     )
 
 
-def _images_of(run: Path, content: dict[str, Any]) -> Path:
-    return Path(content["experiment"].get("images") or run / "phantoms")
+def _images_of(run: Path, content: dict[str, Any]) -> str:
+    return str(content["experiment"].get("images") or run / "phantoms")
 
 
 def _samples(run: Path, predictions: pd.DataFrame, content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -331,7 +331,7 @@ def run_grid(experiment: Experiment, *, command: str = "") -> None:
         experiment: what to extract and train, and where.
         command: as for ``run_train``.
     """
-    run = _required(experiment, "run")
+    run = Path(_required(experiment, "run"))
     check_run(run, experiment)
     with _tracking(run, experiment.mlflow, experiment.name):
         _grid(experiment.model_copy(update={"mlflow": None}), run, command)
@@ -343,13 +343,12 @@ def _grid(experiment: Experiment, run: Path, command: str) -> None:
         head_table(experiment)[head].takes == "feature_map" for head in experiment.heads
     )
     _check_grid_images(experiment)
-    given = None if experiment.images is None else Path(experiment.images)
     with ExitStack() as stack:
         spark, backbones = stack.enter_context(_starting(experiment, features, maps))
         # Executors are still to settle a lower precision, and with it the fingerprint.
         if not experiment.overwrite and experiment.precision == "float32":
             check_same_features(run, {backbone.identity.fingerprint for backbone in backbones()})
-        images = _draw_phantoms(experiment, run) if given is None else given
+        images = experiment.images or _draw_phantoms(experiment, run)
         began = time.monotonic()
         records = _extract(spark, experiment, images, features, backbones, maps)
         extraction_seconds = round(time.monotonic() - began, 3)
@@ -363,18 +362,18 @@ def _grid(experiment: Experiment, run: Path, command: str) -> None:
     _report(run)
 
 
-def _draw_phantoms(experiment: Experiment, run: Path) -> Path:
+def _draw_phantoms(experiment: Experiment, run: Path) -> str:
     from cxr_spark.dataset.phantoms import draw_phantoms
 
     assert experiment.phantoms is not None, "_check_grid_images refused it"
     draw_phantoms(run / "phantoms", **experiment.phantoms.model_dump())
-    return run / "phantoms"
+    return str(run / "phantoms")
 
 
-def _check_images(experiment: Experiment, images: Path) -> None:
+def _check_images(experiment: Experiment, images: str) -> None:
     from cxr_spark.dataset.manifest import check_images
 
-    check_images(str(images), experiment.dataset.adapter, experiment.dataset.patient_pattern)
+    check_images(images, experiment.dataset.adapter, experiment.dataset.patient_pattern)
 
 
 def _check_grid_images(experiment: Experiment) -> None:
@@ -389,7 +388,7 @@ def _check_grid_images(experiment: Experiment) -> None:
     from cxr_spark.training.reader import ImageKeys
 
     if experiment.images is not None:
-        _check_images(experiment, Path(experiment.images))
+        _check_images(experiment, experiment.images)
         image_ids = [image.image_id for image in list_images(experiment.images)]
     elif experiment.phantoms is not None:
         phantoms = experiment.phantoms
@@ -449,7 +448,7 @@ def _starting(
 def _extract(
     spark: SparkSession,
     experiment: Experiment,
-    images: Path,
+    images: str,
     features: Path,
     backbones: Backbones,
     feature_maps: bool,
@@ -560,8 +559,8 @@ def _print_table(found: RunResults, demonstration: str) -> None:
     print("Not for clinical use.\n", flush=True)
 
 
-def _required(experiment: Experiment, field: str) -> Path:
+def _required(experiment: Experiment, field: str) -> str:
     value = getattr(experiment, field)
     if value is None:
         raise UserError(f"Expected --{field}, or {field}: in the YAML file. Received: neither")
-    return Path(value)
+    return str(value)

@@ -22,7 +22,7 @@ def main() -> None:
     from cxr_spark.packing import run_pack
 
     run_pack(
-        Path(flags["images"]),
+        str(flags["images"]),
         Path(flags["out"]),
         limit=flags["limit"],
         overwrite=bool(flags["overwrite"]),

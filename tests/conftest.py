@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+# Of the server that tests start: whatever keys it is given are good.
+os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "tests"
 
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.phantoms import draw_phantoms
@@ -47,6 +53,53 @@ def spark() -> Iterator[object]:
 
     with open_session("tests") as session:
         yield session
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3-compatible server of the tests.
+
+    Attributes:
+        query: of a URI that is on it.
+    """
+
+    query: str
+
+    def upload(self, folder: Path, names: Sequence[str] | None = None) -> str:
+        """Copy a folder, or some files of it, into a new bucket; return the root's URI."""
+        bucket = f"images-{uuid.uuid4().hex}"
+        files, path = self._open(bucket, "&allow_bucket_creation=true")
+        files.create_dir(path)
+        root = f"s3a://{bucket}/root?{self.query}"
+        if names is None:
+            names = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
+        for name in names:
+            self.write(root, name, (folder / name).read_bytes())
+        return root
+
+    def write(self, root: str, name: str, content: bytes) -> None:
+        """Write an object under a root."""
+        files, path = self._open(root.removeprefix("s3a://").partition("?")[0])
+        with files.open_output_stream(f"{path}/{name}") as file:
+            file.write(content)
+
+    def _open(self, place: str, more: str = "") -> Any:
+        from pyarrow.fs import FileSystem
+
+        return FileSystem.from_uri(f"s3://{place}?{self.query}{more}")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A server that holds objects in memory."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3(f"region=us-east-1&scheme=http&endpoint_override={host}:{port}")
+    server.stop()
 
 
 @pytest.fixture(scope="session")

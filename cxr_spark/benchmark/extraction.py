@@ -133,7 +133,7 @@ def timed_extract(
     shutil.rmtree(features, ignore_errors=True)
     request = ExtractionRequest(
         experiment=make_experiment(settings, backbone.identity.backbone, n_images),
-        images=images.root,
+        images=str(images.root),
         features=features,
         feature_maps=settings.feature_maps,
     )

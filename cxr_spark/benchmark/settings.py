@@ -9,6 +9,7 @@ from typing import Any
 
 from cxr_spark.backbones import BACKBONES, PRECISIONS, find_weights
 from cxr_spark.dataset.pack import check_pack, is_pack
+from cxr_spark.dataset.remote import is_remote
 from cxr_spark.dataset.root import list_images, no_images
 from cxr_spark.errors import UserError, one_of
 from cxr_spark.files import check_writable
@@ -81,6 +82,11 @@ def read_settings(given: dict[str, Any]) -> Settings:
     Raises:
         UserError: a name is unknown, a number too small, or a folder or file missing.
     """
+    if given["images"] is not None and is_remote(given["images"]):
+        raise UserError(
+            "Expected a folder under --images, which is what peers read. Received: "
+            f"{given['images']}"
+        )
     images, peers = (None if given[k] is None else Path(given[k]) for k in ("images", "peers"))
     for flag, folder in (("images", images), ("peers", peers)):
         if folder is not None and not folder.is_dir():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from cxr_spark.dataset.adapters import LAYOUTS, Adapter, PathFacts, UnrecognisedPath, make_adapter
 from cxr_spark.dataset.listing import FoundImage
-from cxr_spark.dataset.root import check_root, list_images, no_images
+from cxr_spark.dataset.root import absolute, check_root, list_images, no_images
 from cxr_spark.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def _list_in_one_task(
     So the driver holds none of it. Times, which rows have as microseconds, become timestamps where
     the schema says so.
     """
-    root = os.path.abspath(images)
+    root = absolute(images)
     kinds = dict(column.split() for column in schema.split(", "))
 
     def list_in_task(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,9 +83,9 @@ def name_phantoms(n_images: int, seed: int) -> list[str]:
     return [plan.image_id for plan in _plan(n_images, seed)]
 
 
-def holds_phantoms(root: Path) -> bool:
+def holds_phantoms(root: str | Path) -> bool:
     """Return whether an image root was made by ``draw_phantoms``."""
-    return (root / MARKER).exists()
+    return os.path.exists(os.path.join(root, MARKER))
 
 
 def _plan(n_images: int, seed: int) -> Iterator[_Plan]:

@@ -54,14 +54,14 @@ class ExtractionRequest:
 
     Attributes:
         experiment: names the adapter and the limit, and what to do with errors and changed images.
-        images: the image root, at the same path on driver and executors.
+        images: the image root: a folder at the same path on driver and executors, or a URI.
         features: the features folder, at the same path on driver and executors.
         feature_maps: whether to store feature maps beside pooled features.
         demonstration: why the features say nothing of real X-rays, or an empty string.
     """
 
     experiment: Experiment
-    images: Path
+    images: str | Path
     features: Path
     feature_maps: bool
     demonstration: str = ""

@@ -114,7 +114,7 @@ def read_listing_record(features: Path) -> Listing | None:
 
 
 def stage_listing(
-    spark: SparkSession, experiment: Experiment, images: Path, folder: Path
+    spark: SparkSession, experiment: Experiment, images: str | Path, folder: Path
 ) -> Listing:
     """Write every image found under a root to ``folder``, as Parquet, and return what they are.
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def settle_precision(
-    spark: SparkSession, backbones: Sequence[LoadedBackbone], images: Path
+    spark: SparkSession, backbones: Sequence[LoadedBackbone], images: str | Path
 ) -> list[LoadedBackbone]:
     """Return each backbone as it is, or in float32 where its precision changes too much.
 
@@ -79,7 +79,7 @@ def _compare(
     return float(row["loss"])
 
 
-def _first_images(images: Path, image_size: tuple[int, int]) -> list[npt.NDArray[Any]]:
+def _first_images(images: str | Path, image_size: tuple[int, int]) -> list[npt.NDArray[Any]]:
     """Return the pixels of the first images that can be used."""
     with PackReader() as packs:
         sources = (source_of(found, packs) for found in list_images(str(images)))

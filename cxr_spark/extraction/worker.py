@@ -20,6 +20,7 @@ import pandas as pd
 
 from cxr_spark.checksums import sum_text
 from cxr_spark.dataset.pack_reader import PackReader
+from cxr_spark.dataset.remote import read_ahead
 from cxr_spark.dataset.root import as_listed
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.features import find_degenerate
@@ -201,14 +202,16 @@ def _find_degenerate(
     return find_degenerate(np.vstack([features[None], pooled]), [seen, *pixels])
 
 
-def _sources(rows: pd.DataFrame, packs: PackReader) -> list[Source]:
-    """Return what the bytes of rows of the manifest are had of: files, or images in a pack."""
+def _sources(rows: pd.DataFrame, packs: PackReader) -> Sequence[Source]:
+    """Return what gives the bytes of rows of the manifest."""
     modified = rows["modified"].to_numpy("datetime64[us]").astype(np.int64)
     columns = (rows["image_id"], rows["path"], rows["length"], modified)
-    return [
-        as_listed(image_id, path, int(length), int(at), packs)
-        for image_id, path, length, at in zip(*columns, strict=True)
-    ]
+    return read_ahead(
+        [
+            as_listed(image_id, path, int(length), int(at), packs)
+            for image_id, path, length, at in zip(*columns, strict=True)
+        ]
+    )
 
 
 def _without_features(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
