@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -214,7 +214,8 @@ def _a_task_for_each_file(spark: SparkSession) -> Iterator[None]:
     try:
         yield
     finally:
-        spark.conf.set(key, before or "4MB")
+        with suppress(Exception):  # Spark may be gone itself
+            spark.conf.set(key, before or "4MB")
 
 
 def ship(spark: SparkSession, backbones: Sequence[LoadedBackbone]) -> list[Extraction]:

@@ -21,6 +21,9 @@ def test_the_targets_are_those_that_were_set() -> None:
     assert TARGETS["ceiling", "marginal", "MobileNetV3Small"] == 0.90
     for backbone, measure in (("Xception", "marginal"), ("Xception", "whole process")):
         assert not [key for key in TARGETS if key[1:] == (measure, backbone)]
+    assert TARGETS["keras_loop", "marginal", "MobileNetV3Small"] == 1.4
+    assert TARGETS["spark_recipe", "marginal", "MobileNetV3Small"] == 3.3
+    assert TARGETS["spark_recipe", "whole process", "MobileNetV3Small"] == 2.5
     assert TARGETS["paper_grid", "whole process", "MobileNetV3Small"] == 2.5
     assert TARGETS["paper_grid", "whole process", "ResNet50"] == 5.0
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cxr_spark.benchmark.growth import measure_memory
+from cxr_spark.benchmark.images import KINDS, draw_images
 from cxr_spark.benchmark.ours import Submitter, Trial
 from cxr_spark.extraction.store import list_extractions
 from tests.conftest import ROOT
@@ -38,7 +39,8 @@ def link_images(root: Path, n_images: int, side: int) -> Path:
 @FULL
 def test_a_workers_memory_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
-    images = link_images(tmp_path / "images", 20_000, 224)
+    images = tmp_path / "images"
+    draw_images(images, KINDS[0], 20_000)
     submitter = Submitter(
         ROOT / "jobs", ROOT / "conf" / "spark-local.conf", images, "random", tmp_path
     )
