@@ -23,6 +23,8 @@ os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "tests"
 from cxr_spark.config import Experiment
 from cxr_spark.dataset.phantoms import draw_phantoms
 
+FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
+
 # For JVMs of one test, as conf/spark-local.conf has it: Java's second compiler and the loading of
 # Spark's classes cost seconds of each start. An archive that is missing is passed over.
 ROOT = Path(__file__).resolve().parent.parent

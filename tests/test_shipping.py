@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ROOT
+from tests.conftest import FULL, ROOT
 from tests.faults import assert_same
 from tests.test_cluster import extract, started
 from tests.test_jobs import SMALL
-
-FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
 
 
 def run(*command: object) -> None:

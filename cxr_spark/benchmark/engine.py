@@ -162,9 +162,11 @@ class _Section:
                 self.processes.ask("write", min(self.seconds, 1.0), folder)
                 for _ in range(self.settings.repeat)
             ]
+        what = f"write, {what}, {images.name}"
         if all(n_images for answer in answers for n_images, _ in answer):
-            rates = [_sum_rates(answer) for answer in answers]
-            self._add(rate_row(f"write, {what}, {images.name}", rates))
+            self._add(rate_row(what, [_sum_rates(answer) for answer in answers]))
+        else:
+            self._add(failed_row(what, "pandas or pyarrow is not installed"))
 
     def _rates(self, stage: str) -> list[float]:
         self.processes.ask(stage, 0.0)

@@ -230,4 +230,5 @@ def _write(outputs: tuple[npt.NDArray[Any], ...], file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(stored_features(outputs)), file, compression="zstd")
+    table = pa.table(stored_features(outputs))  # as extraction.one_pass has Spark write
+    pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)

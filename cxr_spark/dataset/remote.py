@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 # Hadoop's name of a file system, and pyarrow's.
 ARROW_SCHEMES = {"s3a": "s3", "s3": "s3", "gs": "gs", "hdfs": "hdfs", "viewfs": "viewfs"}
-# A request takes tens of milliseconds, in which a core decodes ten images.
-THREADS, IMAGES_AHEAD = 16, 32
+# An image takes three requests of tens of milliseconds, in which a core decodes tens of images; at
+# most 25 connections are open at once.
+THREADS, IMAGES_AHEAD = 24, 32
 
 
 def is_remote(root: str | Path) -> bool:

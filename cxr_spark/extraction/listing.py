@@ -42,6 +42,7 @@ class Listing:
         places: digest of where each image lies; empty in records of before it was kept.
         files: bytes of each of the manifest's Parquet files by name.
         sha256: likewise their digests; empty in records of before they were kept.
+        n_bytes: of all images; 0 in records of before it was kept.
     """
 
     n_images: int
@@ -51,6 +52,7 @@ class Listing:
     places: str = ""
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    n_bytes: int = 0
 
     @property
     def n_usable(self) -> int:
@@ -150,6 +152,7 @@ def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listin
             F.count("error").alias("n_refused"),
             F.bit_xor(F.xxhash64(*DIGESTED)).alias("digest"),
             F.bit_xor(F.xxhash64("image_id", "path")).alias("places"),
+            F.sum(F.greatest("length", F.lit(0))).alias("n_bytes"),
         )
         .write.parquet(location(folder))
     )
@@ -157,7 +160,9 @@ def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listin
     digest, places = (  # null where there is no image
         f"{(row[name] or 0) & (2**64 - 1):016x}" for name in ("digest", "places")
     )
-    listing = Listing(row["n_images"], row["n_refused"], digest, limit, places)
+    listing = Listing(
+        row["n_images"], row["n_refused"], digest, limit, places, n_bytes=row["n_bytes"] or 0
+    )
     return write_listing_record(folder, listing)
 
 

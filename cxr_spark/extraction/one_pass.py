@@ -48,7 +48,8 @@ IMAGES_A_TASK = {"core": 4096, "GPU": 16_384}
 SPEED_OF_GPU = 16  # of a core's, at the least
 # A run has at least so many shards, where each can take so long: a shard costs 0.3 s of its own.
 SHARDS_A_RUN, SECONDS_A_SHARD = 4, 8.0
-DECODE_SECONDS = 0.002  # of a core an image, about
+# Of a core an image, about, at least, and a byte of JPEG or PNG: see PLANNING.md.
+DECODE_SECONDS, SECONDS_A_BYTE = 0.002, 1.8e-8
 # What runs one task at a time has so many of a long run, lest the last is waited for.
 TASKS_A_SLOT = 8
 SHARDS_AT_ONCE = 2
@@ -86,6 +87,7 @@ def run_pass(
     backbones: Sequence[LoadedBackbone],
     folder: Path,
     *,
+    image_bytes: float = 0.0,
     feature_maps: bool,
     warmed: Callable[[], object],
     done: Callable[[PassedShard], None],
@@ -100,6 +102,7 @@ def run_pass(
         n_images: how many they are, at least one.
         backbones: which to run.
         folder: where shards are written.
+        image_bytes: of a file, on average; 0 if unknown.
         feature_maps: whether to write feature maps as well.
         warmed: waits until the workers have loaded their graphs.
         done: called with each shard, in this thread, as soon as it is written.
@@ -108,7 +111,7 @@ def run_pass(
     n_slots = slots(spark, placement)
     n_least = least_images(
         [b.identity.backbone for b in backbones], backbones[0].identity.image_size, n_slots,
-        placement,
+        placement, image_bytes,
     )  # fmt: skip
     n_most = most_images(len(backbones), placement)
     n_shards, n_tasks = plan_shards(n_images, n_slots, n_most, n_least)
@@ -148,14 +151,19 @@ def run_pass(
 
 
 def least_images(
-    backbones: Sequence[str], image_size: tuple[int, int], n_slots: int, placement: Placement
+    backbones: Sequence[str],
+    image_size: tuple[int, int],
+    n_slots: int,
+    placement: Placement,
+    image_bytes: float = 0.0,
 ) -> int:
     """Return how many images keep a cluster busy for ``SECONDS_A_SHARD``, about."""
+    decoding = max(DECODE_SECONDS, image_bytes * SECONDS_A_BYTE)
     area = image_size[0] * image_size[1] / 224**2
     forward = area * sum(BACKBONES[name].core_seconds for name in backbones)
-    seconds = DECODE_SECONDS + forward
+    seconds = decoding + forward
     if placement.on_gpu:  # where threads decode meanwhile
-        seconds = max(DECODE_SECONDS / placement.task_cpus, forward / SPEED_OF_GPU)
+        seconds = max(decoding / placement.task_cpus, forward / SPEED_OF_GPU)
     return max(1, round(SECONDS_A_SHARD * n_slots / seconds))
 
 

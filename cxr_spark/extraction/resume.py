@@ -214,7 +214,8 @@ def _pass(
 
     run_pass(
         job.spark, remaining.images, remaining.n_images, [state.backbone for state in states],
-        job.outputs.staging, feature_maps=job.outputs.feature_maps, warmed=warmed, done=done,
+        job.outputs.staging, image_bytes=job.listing.n_bytes / job.listing.n_images,
+        feature_maps=job.outputs.feature_maps, warmed=warmed, done=done,
     )  # fmt: skip
 
 

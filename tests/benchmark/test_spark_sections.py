@@ -18,6 +18,7 @@ from cxr_spark.benchmark.rows import Row
 from cxr_spark.benchmark.settings import Settings
 from cxr_spark.extraction.store import list_extractions
 from tests.benchmark.test_peers import WORKING, settings
+from tests.conftest import FULL
 from tests.test_jobs import submit
 
 
@@ -142,3 +143,30 @@ def test_the_settings_of_this_driver_are_those_of_the_next(spark: Any, tmp_path:
     assert lines["spark.master"] == "local[2]"
     assert lines["spark.driver.memory"] == "2g"
     assert not any(key.startswith("spark.app.") for key in lines)
+
+
+WITH_CORES = WORKING.replace(
+    "args = ", 'parser.add_argument("--cores", type=int, default=1)\nargs = '
+).replace('"images": args.limit,', '"images": args.limit, "decode_share": 0.1,')
+
+
+@FULL
+def test_every_section_that_runs_jobs_gives_its_rows(phantoms: Path, tmp_path: Path) -> None:
+    """Of so few images that no rate may follow; then a row says so, and nothing fails."""
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    for name in ("ceiling.py", "paper_grid.py"):
+        (peers / name).write_text(WITH_CORES)
+    out = tmp_path / "bench.json"
+    done = submit(
+        "jobs/benchmark.py", "--images", str(phantoms), "--limit", "80", "--repeat", "1",
+        "--sections", "extraction,maps,cores,pass,growth,grid",
+        "--backbones", "MobileNetV3Small,DenseNet121", "--peers", str(peers), "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    content = json.loads(out.read_text())
+    assert content["complete"] is True
+    told = {row["what"]: row["note"] or "" for row in content["rows"]}
+    for part in ("--feature-maps", "from one core", "in one pass", "line", "memory", "paper_grid"):
+        assert any(part in what for what in told), told
+    assert not [note for note in told.values() if "failed" in note], told

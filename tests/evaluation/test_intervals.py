@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import product
 
@@ -18,8 +17,7 @@ from cxr_spark.evaluation.intervals import (
     interval_from,
     interval_of,
 )
-
-FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
+from tests.conftest import FULL
 
 # The official test part of Kermany's X-rays: by number of images, how many patients have so many.
 # A patient's are all of one class.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,8 +17,7 @@ from cxr_spark.evaluation.bootstrap import (
     percentile_interval,
 )
 from cxr_spark.evaluation.intervals import difference_of, estimate_aucs, interval_of
-
-FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
+from tests.conftest import FULL
 
 # The official test part of Kermany's X-rays as three classes: by number of images, how many
 # patients have so many. One more patient has 8 images of bacteria and one of a virus.

@@ -16,9 +16,8 @@ from cxr_spark.benchmark.growth import measure_memory
 from cxr_spark.benchmark.images import KINDS, draw_images
 from cxr_spark.benchmark.ours import Submitter, Trial
 from cxr_spark.extraction.store import list_extractions
-from tests.conftest import ROOT
+from tests.conftest import FULL, ROOT
 
-FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
 # ext4 allows a file 65,000 names.
 LINKS_A_FILE = 50_000
 

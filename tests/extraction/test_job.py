@@ -18,7 +18,7 @@ from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.engine.forward import compile_forward
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.job import STAGING, ExtractionRequest, _clear_staging, extract
-from cxr_spark.extraction.listing import REPLACED
+from cxr_spark.extraction.listing import REPLACED, read_listing_record
 from cxr_spark.extraction.load import load_backbones
 from cxr_spark.extraction.store import ExtractionRecord, list_extractions
 from cxr_spark.images import decode_grey, resize_bilinear
@@ -103,6 +103,13 @@ def test_features_are_those_of_the_backbone_on_decoded_pixels(extracted, phantom
             half = np.frombuffer(rows["feature_map"][i], "<f2").reshape(shape)
             error = np.abs(half.astype(np.float32) * scales[i] - maps[i]).max()
             assert error < 1e-3 * scales[i]
+
+
+def test_the_manifest_knows_how_many_bytes_there_are_to_decode(extracted, phantoms: Path) -> None:
+    _, features, _ = extracted
+    listing = read_listing_record(features)
+    assert listing is not None
+    assert listing.n_bytes == sum(file.stat().st_size for file in phantoms.rglob("*.jpeg"))
 
 
 def test_a_second_run_computes_nothing(extracted, spark, phantoms: Path) -> None:

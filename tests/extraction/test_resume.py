@@ -87,20 +87,23 @@ def test_a_task_of_more_backbones_has_fewer_images_and_one_of_a_gpu_more() -> No
 
 
 @pytest.mark.parametrize(
-    ("backbones", "side", "n_slots", "placement", "n_images"),
+    ("backbones", "side", "n_slots", "placement", "image_bytes", "n_images"),
     [
-        (["MobileNetV3Small"], 224, 2, CORE, 3137),
-        (["ResNet50"], 224, 2, CORE, 276),
-        (["ResNet50"], 224, 160, CORE, 22069),
-        (["ResNet50", "Xception"], 448, 2, CORE, 32),
-        (["ResNet50"], 224, 1, Placement(16, on_gpu=True), 2286),
-        (["MobileNetV3Small"], 224, 1, Placement(4, on_gpu=True), 16000),
+        (["MobileNetV3Small"], 224, 2, CORE, 9_000, 3137),
+        (["MobileNetV3Small"], 224, 2, CORE, 1_200_000, 648),
+        (["ResNet50"], 224, 2, CORE, 0, 276),
+        (["ResNet50"], 224, 160, CORE, 9_000, 22069),
+        (["ResNet50", "Xception"], 448, 2, CORE, 9_000, 32),
+        (["ResNet50"], 224, 1, Placement(16, on_gpu=True), 9_000, 2286),
+        (["ResNet50"], 224, 1, Placement(4, on_gpu=True), 1_200_000, 1481),
+        (["MobileNetV3Small"], 224, 1, Placement(4, on_gpu=True), 9_000, 16000),
     ],
 )
-def test_a_shard_takes_seconds_whatever_the_backbones_and_devices(
-    backbones, side, n_slots, placement, n_images
+def test_a_shard_takes_seconds_whatever_the_backbones_the_files_and_devices(
+    backbones, side, n_slots, placement, image_bytes, n_images
 ) -> None:
-    assert least_images(backbones, (side, side), n_slots, placement) == n_images
+    least = least_images(backbones, (side, side), n_slots, placement, image_bytes)
+    assert least == n_images
 
 
 def test_a_stopped_run_goes_on_with_what_it_lacks(

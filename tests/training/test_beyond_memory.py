@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from cxr_spark.extraction.shards import finish
 from cxr_spark.extraction.store import ExtractionRecord, Identity
-from tests.conftest import ROOT
+from tests.conftest import FULL, ROOT
 from tests.training.test_reader import with_checksums
 
-FULL = pytest.mark.skipif("CXR_FULL" not in os.environ, reason="takes minutes: set CXR_FULL=1")
 EPOCHS = 2
 CHANNELS, SHAPE = 2048, (7, 7, 2048)
 # ResNet50's maps of 160 images: what extraction writes as one row group.
