@@ -334,6 +334,6 @@ def _first_problem(error: ValidationError, path: str, flags: dict[str, Any]) -> 
         hint = " In YAML write 0.001 or 1.0e-3: it takes 1e-3 for text."
     message = problem["msg"].removeprefix("Value error, ")
     received = problem["input"]
-    if name == "images" and isinstance(received, str):
+    if name in ("images", "features", "run") and isinstance(received, str):
         received = without_secret(received)
     return f"Expected a valid {place}: {message}. Received: {received!r}.{hint}"

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import stat
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,31 +26,46 @@ MAX_BYTES = 64 * 2**20
 URI = re.compile("([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
+# What may stand before a path and after it, by the scheme; all else could be a secret.
+_AUTHORITIES = {
+    "s3": r"[\w.-]+", "s3a": r"[\w.-]+", "gs": r"[\w.-]+",
+    "hdfs": r"([\w.-]+@)?[\w.-]*(:\d+)?", "viewfs": r"[\w.-]*",
+    "abfs": r"[\w-]+@[\w.-]+", "abfss": r"[\w-]+@[\w.-]+",
+}  # fmt: skip
+_QUERIES = {"s3": {"region", "scheme", "endpoint_override"}}
+_QUERIES |= {"s3a": _QUERIES["s3"], "gs": {"scheme", "endpoint_override"}}
+
+
 def image_root(text: str) -> str:
     """Return an image root: a path as ``local_path`` gives, or the URI of another file system.
 
     Raises:
-        ValueError: the URI holds a secret, which every record of the images would tell.
+        ValueError: the URI has what may be a secret, which every record of the images would tell,
+            or is none.
     """
     found = URI.match(text)
     if found is None or found[1].lower() == "file":
         return local_path(text)
-    parts = urllib.parse.urlsplit(text)
-    if parts.password is not None or re.search("secret|token|password|key", parts.query, re.I):
+    parts = re.fullmatch(r"([^:]+)://([^/?#]*)([^?#]*)(\?[^#]*)?", text)
+    if parts is None:
         raise ValueError(
-            "a URI without a secret in it, which is stored with the images' names. Keys come from "
-            "the environment of driver and executors"
+            f"a URI that begins with {found[1]}://, in which ? and # in a name are %3F and %23"
         )
-    if not text.startswith(f"{found[1]}://"):
-        raise ValueError(f"a URI that begins with {found[1]}://")
-    if parts.fragment:
-        raise ValueError("a URI in which # is written %23")
+    scheme = parts[1].lower()
+    known = _QUERIES.get(scheme, set())
+    given = {part.partition("=")[0] for part in (parts[4] or "?")[1:].split("&") if part}
+    if not re.fullmatch(_AUTHORITIES.get(scheme, r"[\w.-]*(:\d+)?"), parts[2]) or given - known:
+        raise ValueError(
+            f"a URI of {scheme}: without a user, a password and any option but "
+            f"{', '.join(sorted(known)) or 'none'}, for it is stored with the images' names. Keys "
+            "come from the environment of driver and executors"
+        )
     return text
 
 
 def without_secret(text: str) -> str:
-    """Return a URI without its user and its query, where it may have a password or a key."""
-    return re.sub(r"://[^/]*@|\?.*", lambda found: "://..." if found[0][0] == ":" else "?...", text)
+    """Return a URI without what stands before an '@' and after a '?', where a secret may be."""
+    return re.sub(r"\?.*", "?...", re.sub(r"(:/+).*@", r"\1...@", text))
 
 
 def local_path(text: str) -> str:

@@ -29,7 +29,7 @@ from cxr_spark.dataset.pack import (
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.pack_writer import ROWS_A_GROUP, PartWriter, open_part
 from cxr_spark.dataset.phantoms import MARKER, holds_phantoms
-from cxr_spark.dataset.remote import Readable, is_remote, read_ahead
+from cxr_spark.dataset.remote import Readable, is_remote, read_ahead, read_remote
 from cxr_spark.dataset.root import as_listed, check_root, list_images, no_images
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.account import most_frequent
@@ -37,7 +37,7 @@ from cxr_spark.extraction.lock import LOCK_NAME, locked
 from cxr_spark.extraction.store import schema
 from cxr_spark.files import check_writable, disk_is_full, location
 from cxr_spark.spark import open_session
-from cxr_spark.spark_jobs import Progress, described
+from cxr_spark.spark_jobs import Progress, described, errors_of_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -147,7 +147,7 @@ def _write_pack(
 
     began, folder = time.monotonic(), staging / "pack"
     folder.mkdir()
-    with described(spark, f"listing the images under {images}"):
+    with described(spark, f"listing the images under {images}"), errors_of_tasks():
         found, limit = _choose(read_found(spark, str(images)), limit)
         found, n_images, n_bytes = _stage_found(spark, found, staging / "found")
     if not n_images:
@@ -170,7 +170,10 @@ def _write_pack(
             f"{n_images:,} images were found, and {record.n_images:,} packed. Nothing of it is left"
         )
     if holds_phantoms(images):  # or features of the pack would pass for those of X-rays
-        shutil.copy(Path(images, MARKER), folder / MARKER)
+        remote = is_remote(images)
+        (folder / MARKER).write_bytes(
+            read_remote(str(images), MARKER) if remote else Path(images, MARKER).read_bytes()
+        )
     write_pack_record(folder, record)
     log.info(
         "packed: %d images in = %d with their bytes + %d that could not be read; %d parts, "

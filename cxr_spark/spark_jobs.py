@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +44,23 @@ def described(spark: SparkSession, what: str) -> Iterator[None]:
         yield
     finally:
         context.setLocalProperty(DESCRIPTION, before)  # type: ignore[arg-type]  # None removes it
+
+
+@contextmanager
+def errors_of_tasks() -> Iterator[None]:
+    """Tell in one line what a task's ``UserError`` or ``DeviceError`` says.
+
+    Raises:
+        UserError: a folder cannot be listed, or the device that Spark gave a task cannot be used.
+    """
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except PySparkException as error:
+        if reason := re.search(r"(?:UserError|DeviceError): (.*)", str(error)):
+            raise UserError(reason[1]) from error
+        raise
 
 
 @contextmanager

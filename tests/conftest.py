@@ -63,9 +63,11 @@ class S3:
 
     Attributes:
         query: of a URI that is on it.
+        endpoint: its address.
     """
 
     query: str
+    endpoint: str = ""
 
     def upload(self, folder: Path, names: Sequence[str] | None = None) -> str:
         """Copy a folder, or some files of it, into a new bucket; return the root's URI."""
@@ -100,7 +102,9 @@ def s3() -> Iterator[S3]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield S3(f"region=us-east-1&scheme=http&endpoint_override={host}:{port}")
+    yield S3(
+        f"region=us-east-1&scheme=http&endpoint_override={host}:{port}", f"http://{host}:{port}"
+    )
     server.stop()
 
 

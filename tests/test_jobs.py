@@ -123,7 +123,7 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("grid", ["--images", "{images}", "--features", "{tmp}/a[1]"], "has . ."),
         ("grid", ["--images", "{images}", "--features", ""], "valid --features.*1 character"),
         ("grid", ["--images", "unheard://bucket/x"], "a folder under --images.*not known"),
-        ("grid", ["--images", "s3://ME:HUSH@b/x"], r"without a secret.*Received: s3://\.\.\.b/x$"),
+        ("grid", ["--images", "s3://ME:HUSH@b/x"], r"without a user.*Received: s3://\.\.\.@b/x$"),
         ("grid", ["--images", "{images}", "--features", "s3a://b/x"], "--features to be a folder"),
         ("extract", ["--images", "{images}", "--features", "hdfs:/x"], "only --images may lie on"),
         ("grid", ["--limit", "3"], "images of every class in every split"),

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cxr_spark.dataset.remote import has_file, is_remote
 from cxr_spark.errors import UserError
 
 MARKER = "_phantoms.json"
@@ -85,6 +86,8 @@ def name_phantoms(n_images: int, seed: int) -> list[str]:
 
 def holds_phantoms(root: str | Path) -> bool:
     """Return whether an image root was made by ``draw_phantoms``."""
+    if is_remote(root):
+        return has_file(str(root), MARKER)
     return os.path.exists(os.path.join(root, MARKER))
 
 

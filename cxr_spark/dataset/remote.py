@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 # Hadoop's name of a file system, and pyarrow's.
 ARROW_SCHEMES = {"s3a": "s3", "s3": "s3", "gs": "gs", "hdfs": "hdfs", "viewfs": "viewfs"}
 # An image takes three requests of tens of milliseconds, in which a core decodes tens of images; at
-# most 25 connections are open at once.
-THREADS, IMAGES_AHEAD = 24, 32
+# most 25 connections are open at once. Ahead are the images of a group, while one is computed.
+# A worker has two groups at a time, of which these are the bytes of one.
+THREADS, IMAGES_AHEAD, BYTES_AHEAD = 24, 256, MAX_BYTES // 2
+WAITS_S = (1.0, 4.0)  # before a folder is listed again
 
 
 def is_remote(root: str | Path) -> bool:
@@ -50,7 +53,8 @@ def _connect(scheme: str, authority: str, query: str) -> tuple[FileSystem, str]:
     else:
         import fsspec  # type: ignore[import-untyped]
 
-        handler, base = fsspec.core.url_to_fs(f"{scheme}://{authority}/")
+        # Or a worker would see for ever what it saw first.
+        handler, base = fsspec.core.url_to_fs(f"{scheme}://{authority}/", use_listings_cache=False)
         connected = fs.PyFileSystem(fs.FSSpecHandler(handler))
     return connected, base.rstrip("/")
 
@@ -88,23 +92,24 @@ def check_remote_root(root: str) -> None:
 
 
 def walk_remote(root: str) -> Iterator[FoundImage]:
-    """Yield what ``walk_images`` yields of a folder: in its order, with one folder in memory."""
+    """Yield the images under a root in the order of ``walk_images``, with one folder in memory.
+
+    Raises:
+        UserError: a folder cannot be listed; one that was left out would be images lost.
+    """
     files, top = _locate(root)
     top = top.rstrip("/")
-    uri = functools.partial(_join, root)
 
     def entries(prefix: str) -> Iterator[FoundImage | str]:
-        try:
-            listed = _list_folder(files, f"{top}/{prefix}".rstrip("/"))
-        except Exception as error:
-            problem = f"the folder cannot be read: {' '.join(str(error).split())}"
-            yield FoundImage(_image_id(prefix), uri(prefix), -1, 0, problem)
-            return
+        listed = _list_folder(files, f"{top}/{prefix}".rstrip("/") or "/", _join(root, prefix))
         for key, info in listed:
             relative = prefix + key.rstrip("/")
-            if relative.lower().endswith(_SUFFIXES):
+            # A store may have an object and others "in" it.
+            again = key.endswith("/") and any(key[:-1] == name for name, _ in listed)
+            if relative.lower().endswith(_SUFFIXES) and not again:
                 length = -1 if info.size is None else info.size
-                yield FoundImage(_image_id(relative), uri(relative), length, _modified_us(info))
+                uri = _join(root, relative)
+                yield FoundImage(_image_id(relative), uri, length, _modified_us(info))
             if key.endswith("/"):
                 yield prefix + key
 
@@ -124,21 +129,35 @@ def _join(root: str, relative: str) -> str:
     parts = urllib.parse.urlsplit(root)
     folder = urllib.parse.unquote(parts.path).rstrip("/")
     path = urllib.parse.quote(f"{folder}/{relative}")
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+    return f"{parts.scheme}://{parts.netloc}{path}" + (f"?{parts.query}" if parts.query else "")
 
 
 _SUFFIXES = tuple(suffix.decode() for suffix in IMAGE_SUFFIXES)
 
 
-def _list_folder(files: FileSystem, path: str) -> list[tuple[str, FileInfo]]:
+def _list_folder(files: FileSystem, path: str, uri: str) -> list[tuple[str, FileInfo]]:
     """Return names, of folders with a '/' after it, in the order of their UTF-8."""
     from pyarrow.fs import FileSelector, FileType
 
-    infos = files.get_file_info(FileSelector(path))
-    keyed = [
-        (info.base_name + ("/" if info.type == FileType.Directory else ""), info) for info in infos
-    ]
-    return sorted(keyed, key=lambda one: one[0].encode("utf-8", "surrogateescape"))
+    for wait_s in (*WAITS_S, None):
+        try:
+            infos = files.get_file_info(FileSelector(path))
+            break
+        except Exception as error:  # each file system has its own
+            if wait_s is None:
+                told = " ".join(str(error).split())
+                raise UserError(f"Expected to list {uri}. Received: {told}") from error
+            time.sleep(wait_s)
+    keyed = []
+    for info in infos:
+        name = info.path.removeprefix(path.rstrip("/") + "/")
+        if not name.strip("/") or "/" in name.rstrip("/"):
+            raise UserError(
+                f"Expected names without an empty part between two '/'. Received: {uri}{name}"
+            )
+        is_folder = info.type == FileType.Directory
+        keyed.append((name.rstrip("/") + ("/" if is_folder else ""), info))
+    return sorted(keyed, key=lambda one: one[0].encode())
 
 
 def _image_id(relative: str) -> str:
@@ -146,8 +165,9 @@ def _image_id(relative: str) -> str:
 
 
 def _modified_us(info: FileInfo) -> int:
-    nanoseconds = info.mtime_ns or 0  # some tell no time
-    return max(-LATEST_US, min(nanoseconds // 1000, LATEST_US))
+    """Return the time of the last change, to the second: an answer may have no more than a list."""
+    seconds = (info.mtime_ns or 0) // 10**9  # some tell no time
+    return max(-LATEST_US, min(seconds * 10**6, LATEST_US))
 
 
 class RemoteImage(NamedTuple):
@@ -155,8 +175,9 @@ class RemoteImage(NamedTuple):
 
     Attributes:
         uri: of its file.
-        length: in bytes.
-        modified_us: time of its last modification, microseconds since 1970 UTC; None if unknown.
+        length: in bytes; -1 if unknown.
+        modified_us: time of its last modification, microseconds since 1970 UTC; 0 or None if
+            unknown.
     """
 
     uri: str
@@ -169,34 +190,44 @@ class RemoteImage(NamedTuple):
         Raises:
             OSError: it cannot be read, is too large, or changed since it was listed.
         """
-        content, modified_us = _read(self.uri)
-        if len(content) != self.length or self.modified_us not in (modified_us, None):
+        content, info = _read(self.uri, self.length)
+        times = (self.modified_us or 0, _modified_us(info))
+        if self.length not in (-1, len(content)) or (all(times) and times[0] != times[1]):
             raise OSError(errno.ESTALE, "the file has changed since it was listed")
         return content
 
 
-def read_remote(root: str, image_id: str) -> bytes:
-    """Return the bytes of one image under a root, whatever it was when it was listed.
+def read_remote(root: str, name: str) -> bytes:
+    """Return the bytes of a file under a root, whatever it was when it was listed.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is too large.
     """
-    return _read(_join(root, image_id.replace("\\\\", "\\")))[0]
+    return _read(_join(root, name), -1)[0]
 
 
-def _read(uri: str) -> tuple[bytes, int]:
-    """Return a file's bytes and the time of its last modification."""
+def has_file(root: str, name: str) -> bool:
+    """Return whether a root holds a file of a name."""
+    files, path = _locate(_join(root, name))
+    return bool(files.get_file_info(path).is_file)
+
+
+def _read(uri: str, length: int) -> tuple[bytes, FileInfo]:
+    """Return a file's bytes, and what is told of it after it was read.
+
+    Of a file that is longer than was listed one byte more is read, and of none too many.
+    """
+    most = MAX_BYTES if length < 0 else length
     try:
         files, path = _locate(uri)
-        info = files.get_file_info(path)
-        if info.size is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file")
-        if info.size > MAX_BYTES:
-            reason = f"the file has {info.size:,} bytes, more than {MAX_BYTES:,}"
+        if length < 0 and (size := files.get_file_info(path).size) is not None:
+            most = size
+        if most > MAX_BYTES:
+            reason = f"the file has {most:,} bytes, more than {MAX_BYTES:,}"
             raise OSError(errno.EFBIG, reason)
         with files.open_input_stream(path) as file:
-            return file.read(MAX_BYTES + 1), _modified_us(info)
-    except OSError:
+            return file.read(most + 1), files.get_file_info(path)
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # fsspec's file systems have their own
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
@@ -211,30 +242,39 @@ class Readable(Protocol):
 
 
 class _Ahead:
-    """Reads images by threads before they are asked for, as many as ``MAX_BYTES`` hold."""
+    """Reads images by threads before they are asked for, as many as ``BYTES_AHEAD`` hold."""
 
     def __init__(self, images: Sequence[RemoteImage]) -> None:
         self._images, self._lock, self._n_begun = images, threading.Lock(), 0
         self._begun: dict[int, Future[bytes]] = {}
         self._held = 0  # bytes of what is begun and not yet handed over
+        self._begin(-1)
 
     def read(self, k: int) -> bytes:
         with self._lock:
-            while self._n_begun < len(self._images) and self._is_wanted(k):
-                image = self._images[self._n_begun]
-                self._begun[self._n_begun] = _threads().submit(image.read)
-                self._held += max(0, image.length)
-                self._n_begun += 1
+            self._begin(k)
             future = self._begun.pop(k)
         try:
             return future.result()
         finally:
             with self._lock:
-                self._held -= max(0, self._images[k].length)
+                self._held -= _bytes(self._images[k])
+
+    def _begin(self, k: int) -> None:
+        """Begin what is wanted by the time that an image is asked for."""
+        while self._n_begun < len(self._images) and self._is_wanted(k):
+            image = self._images[self._n_begun]
+            self._begun[self._n_begun] = _threads().submit(image.read)
+            self._held += _bytes(image)
+            self._n_begun += 1
 
     def _is_wanted(self, k: int) -> bool:
-        fits = self._held + self._images[self._n_begun].length <= MAX_BYTES
+        fits = self._held + _bytes(self._images[self._n_begun]) <= BYTES_AHEAD
         return self._n_begun <= k or (self._n_begun <= k + IMAGES_AHEAD and fits)
+
+
+def _bytes(image: RemoteImage) -> int:
+    return MAX_BYTES if image.length < 0 else image.length
 
 
 class _Awaited(NamedTuple):

@@ -120,7 +120,7 @@ def _open_remote(root: str) -> Callable[[str], bytes]:
     def read(image_id: str) -> bytes:
         if ".." in image_id.split("/"):
             raise PermissionError(errno.EPERM, "it lies outside the image root")
-        return read_remote(root, image_id)
+        return read_remote(root, image_id.replace("\\\\", "\\"))
 
     return read
 

@@ -198,6 +198,16 @@ def make_batches(
         yield len(chunk), batch
 
 
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the same items, each when the next has been made."""
+    made = iter(items)
+    for item in made:
+        for following in made:
+            yield item
+            item = following
+        yield item
+
+
 def in_background(items: Iterable[Item]) -> Generator[Item]:
     """Yield the same items, made by another thread: one waits and one is made meanwhile."""
     made: queue.Queue[tuple[str, Any]] = queue.Queue(1)

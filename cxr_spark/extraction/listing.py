@@ -16,7 +16,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.store import LISTING_COLUMNS, parquet_files
 from cxr_spark.files import location, write_json
-from cxr_spark.spark_jobs import described
+from cxr_spark.spark_jobs import described, errors_of_tasks
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def stage_listing(
     """
     dataset, limit = experiment.dataset, experiment.limit
     found = read_listing(spark, str(images), dataset.adapter, dataset.patient_pattern)
-    with described(spark, f"listing the images under {images}"):
+    with described(spark, f"listing the images under {images}"), errors_of_tasks():
         if limit is not None:
             n_found = found.count()
             if limit < n_found:
@@ -212,6 +212,7 @@ def accept_listing(
 
 def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> Listing:
     """Have the manifest say where its images lie now; the same images may have been moved."""
+    stored = dataclasses.replace(stored, n_bytes=now.n_bytes)
     if stored.places == now.places:
         return stored
     moved = write_listing_record(beside, dataclasses.replace(stored, places=now.places))

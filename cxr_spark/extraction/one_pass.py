@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.backbones import BACKBONES
-from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.shards import Failure
@@ -36,7 +34,7 @@ from cxr_spark.extraction.worker import (
 )
 from cxr_spark.files import location
 from cxr_spark.placement import Placement, placement_of
-from cxr_spark.spark_jobs import Progress, cancelled, described
+from cxr_spark.spark_jobs import Progress, cancelled, described, errors_of_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -247,25 +245,8 @@ def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
     placement = placement_of(spark)
     warmer = make_warmer(extractions, placement)
     n_slots = slots(spark, placement)
-    with described(spark, "loading backbones in the Python workers"), device_errors():
+    with described(spark, "loading backbones in the Python workers"), errors_of_tasks():
         spark.range(0, n_slots, 1, n_slots).mapInPandas(warmer, "id bigint").count()
-
-
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Tell in one line what a task's ``DeviceError`` says.
-
-    Raises:
-        UserError: the device that Spark gave to tasks cannot be used.
-    """
-    from pyspark.errors import PySparkException
-
-    try:
-        yield
-    except PySparkException as error:
-        if reason := re.search(r"DeviceError: (.*)", str(error)):
-            raise UserError(reason[1]) from error
-        raise
 
 
 def _write_features(

@@ -16,10 +16,10 @@ from cxr_spark.engine.forward import IMAGES_COMPARED, MAX_PRECISION_LOSS
 from cxr_spark.engine.pipeline import prepare
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.load import LoadedBackbone
-from cxr_spark.extraction.one_pass import device_errors, ship
+from cxr_spark.extraction.one_pass import ship
 from cxr_spark.extraction.worker import make_comparer
 from cxr_spark.placement import placement_of
-from cxr_spark.spark_jobs import described
+from cxr_spark.spark_jobs import described, errors_of_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -74,7 +74,7 @@ def _compare(
     """Have a task run both, and return how far their features are apart."""
     first, second = ship(spark, [exact, lower])
     comparer = make_comparer(first, second, pixels, placement_of(spark))
-    with described(spark, f"comparing {lower.identity.precision} with float32"), device_errors():
+    with described(spark, f"comparing {lower.identity.precision} with float32"), errors_of_tasks():
         (row,) = spark.range(0, 1, 1, 1).mapInPandas(comparer, "loss double").collect()
     return float(row["loss"])
 

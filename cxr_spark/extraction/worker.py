@@ -32,6 +32,7 @@ from cxr_spark.engine.pipeline import (
     Source,
     batch_groups,
     in_background,
+    one_ahead,
     prepare_groups,
     run_batches,
 )
@@ -162,7 +163,8 @@ def _extract(
     threads = placement.task_cpus if on_gpu else 0
     forwards = [_forward(extraction, device, placement) for extraction in extractions]
     with PackReader() as packs, ExitStack() as stack:
-        groups = ((rows, _sources(rows, packs)) for rows in frames)
+        # Of images that are far away the next group is read while one is computed.
+        groups = one_ahead((rows, _sources(rows, packs)) for rows in frames)
         prepared = prepare_groups(groups, image_size, threads=threads)
         stack.enter_context(closing(prepared))
         batched = batch_groups(prepared, batch_size, on_gpu=on_gpu)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from cxr_spark.dataset.phantoms import holds_phantoms
 from cxr_spark.dataset.root import list_images, open_root
+from cxr_spark.errors import UserError
 from cxr_spark.packing import pack
 from tests.conftest import S3
 from tests.extraction.test_job import read, read_errors, run
@@ -37,10 +40,25 @@ def test_features_of_images_on_a_server_are_those_of_the_folder(
     assert all(p.stat().st_mtime_ns == before[p] for p in kept)
 
 
+def test_a_listing_that_fails_on_an_executor_is_one_line_and_nothing_is_kept(
+    spark, experiment, s3: S3, tmp_path: Path
+) -> None:
+    """The driver looks only whether the root is there."""
+    (tmp_path / "empty").mkdir()
+    root = s3.upload(tmp_path / "empty")
+    gone = root.replace("/root?", "/nothing/at/all?")
+    with pytest.raises(UserError, match="Expected to list s3a://.*nothing/at/all"):
+        run(spark, experiment, gone, tmp_path / "features")
+    with pytest.raises(UserError, match="Expected to list s3a://.*nothing/at/all"):
+        pack(spark, gone, tmp_path / "packed", limit=None, overwrite=False)
+    assert not (tmp_path / "packed").exists()
+
+
 def test_a_pack_of_images_on_a_server_has_their_bytes(
     spark, phantoms: Path, s3: S3, tmp_path: Path
 ) -> None:
     record = pack(spark, s3.upload(phantoms), tmp_path / "packed", limit=None, overwrite=False)
+    assert holds_phantoms(tmp_path / "packed")
     assert (record.n_images, record.n_errors) == (90, 0)
     of_pack, of_folder = open_root(tmp_path / "packed"), open_root(phantoms)
     names = [image.image_id for image in list_images(str(phantoms))]
