@@ -102,10 +102,11 @@ def walk_remote(root: str) -> Iterator[FoundImage]:
 
     def entries(prefix: str) -> Iterator[FoundImage | str]:
         listed = _list_folder(files, f"{top}/{prefix}".rstrip("/") or "/", _join(root, prefix))
+        files_here = {key for key, _ in listed if not key.endswith("/")}
         for key, info in listed:
             relative = prefix + key.rstrip("/")
             # A store may have an object and others "in" it.
-            again = key.endswith("/") and any(key[:-1] == name for name, _ in listed)
+            again = key.endswith("/") and key[:-1] in files_here
             if relative.lower().endswith(_SUFFIXES) and not again:
                 length = -1 if info.size is None else info.size
                 uri = _join(root, relative)

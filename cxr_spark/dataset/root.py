@@ -83,13 +83,11 @@ def list_images(root: str) -> Iterator[FoundImage]:
     return list_packed(root) if is_pack(root) else walk_images(root)
 
 
-def source_of(found: FoundImage, packs: PackReader) -> bytes | Packed | RemoteImage:
+def source_of(found: FoundImage, packs: PackReader) -> bytes | Listed | Packed | RemoteImage:
     """Return what ``engine.pipeline.prepare`` takes: a file's path, or a packed image."""
     if found.path.startswith(FILE_SCHEME):
         return uri_to_path(found.path)
-    if is_remote(found.path):
-        return RemoteImage(found.path, found.length, found.modified_us)
-    return packs.find(found.path, found.image_id, found.length, found.modified_us)
+    return as_listed(found.image_id, found.path, found.length, found.modified_us, packs)
 
 
 def as_listed(
