@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cxr_spark.errors import UserError
 
@@ -141,6 +141,18 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+class Source(Protocol):
+    """What the bytes of a file can be had of, other than a path."""
+
+    def read(self) -> bytes:
+        """Return them.
+
+        Raises:
+            OSError: they cannot be had, or are not those that are meant.
+        """
+        ...
 
 
 def read_whole(

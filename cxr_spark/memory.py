@@ -23,6 +23,9 @@ IMAGES_AT_ONCE = 256  # spark.sql.execution.arrow.maxRecordsPerBatch
 # Of pixels alone four groups more are there on a GPU, decoded and put into batches ahead.
 GROUPS_ON_GPU = 3
 BATCH_SIZE = 16  # of processors, as in engine/pipeline.py
+# Of images that are far away, the bytes of the group that is computed and of the one after it, as
+# in dataset/remote.py.
+AHEAD_MB = 64
 # A further graph takes this share of what it takes alone: it is loaded in memory that the first
 # has left.
 FURTHER_GRAPH = 0.6
@@ -44,6 +47,7 @@ def worker_mb(
     *,
     batch_size: int = BATCH_SIZE,
     images_at_once: int = IMAGES_AT_ONCE,
+    remote: bool = False,
 ) -> int:
     """Return what a Python worker takes, in MiB.
 
@@ -52,6 +56,7 @@ def worker_mb(
         image_size: (height, width) in pixels.
         batch_size: images that a backbone computes at once.
         images_at_once: images of an Arrow batch.
+        remote: whether their bytes are read ahead, by a URI.
     """
     area = image_size[0] * image_size[1] / 224**2
     graphs = sorted((BACKBONES[name].graph_mb for name in backbones), reverse=True)
@@ -61,6 +66,7 @@ def worker_mb(
         + graphs[0]
         + FURTHER_GRAPH * sum(graphs[1:])
         + area * (batch_size * computed + images_at_once * IMAGE_MB)
+        + (AHEAD_MB if remote else 0)
     )
 
 

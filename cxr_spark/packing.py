@@ -29,13 +29,13 @@ from cxr_spark.dataset.pack import (
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.pack_writer import ROWS_A_GROUP, PartWriter, open_part
 from cxr_spark.dataset.phantoms import MARKER, holds_phantoms
-from cxr_spark.dataset.remote import Readable, is_remote, read_ahead, read_remote
+from cxr_spark.dataset.remote import is_remote, read_ahead, read_remote
 from cxr_spark.dataset.root import as_listed, check_root, list_images, no_images
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.account import most_frequent
 from cxr_spark.extraction.lock import LOCK_NAME, locked
 from cxr_spark.extraction.store import schema
-from cxr_spark.files import check_writable, disk_is_full, location
+from cxr_spark.files import Source, check_writable, disk_is_full, location
 from cxr_spark.spark import open_session
 from cxr_spark.spark_jobs import Progress, described, errors_of_tasks
 
@@ -249,11 +249,11 @@ def make_packer(folder: str) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.D
     return copy
 
 
-def _source(image: Any, packs: PackReader) -> Readable:
+def _source(image: Any, packs: PackReader) -> Source:
     return as_listed(image.image_id, image.path, image.length, image.modified_us, packs)
 
 
-def _copy(image: Any, source: Readable | None, part: PartWriter, name: str) -> tuple[object, ...]:
+def _copy(image: Any, source: Source | None, part: PartWriter, name: str) -> tuple[object, ...]:
     """Add an image to a part, or why it has no bytes, in the words that extraction has."""
     content, error = None, image.problem
     if source is not None:

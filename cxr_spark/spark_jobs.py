@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cxr_spark.errors import UserError
+from cxr_spark.session_checks import EXECUTOR_CORES, EXECUTOR_GPUS, HEAP, TASK_CPUS
 
 if TYPE_CHECKING:
     from pyspark import SparkConf, SparkContext, SparkStageInfo
@@ -108,10 +109,7 @@ def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None
         UserError: executors are there, and none of them has the cores that a task takes.
     """
     context, conf = spark.sparkContext, spark.sparkContext.getConf()
-    keys = (
-        "spark.executor.cores", "spark.task.cpus", "spark.executor.memory",
-        "spark.executor.resource.gpu.amount",
-    )  # fmt: skip
+    keys = (EXECUTOR_CORES, TASK_CPUS, HEAP, EXECUTOR_GPUS)
     asked = [f"{key}={conf.get(key)}" for key in keys if conf.get(key) is not None]
     ended, refused = threading.Event(), list[str]()
     look_s, silent_s = min(every_s, LOOK_S), 0.0
@@ -124,12 +122,12 @@ def waiting_told(spark: SparkSession, *, every_s: float = 30.0) -> Iterator[None
             if any(stage and (stage.numActiveTasks or stage.numCompletedTasks) for stage in stages):
                 silent_s = 0.0
                 continue
-            cpus, cores = int(conf.get("spark.task.cpus") or 1), executors_cores(context)
+            cpus, cores = int(conf.get(TASK_CPUS) or 1), executors_cores(context)
             if cores and max(cores) < cpus:
                 refused[:] = [
-                    f"Expected spark.task.cpus of at most {max(cores)}, the cores of the largest "
+                    f"Expected {TASK_CPUS} of at most {max(cores)}, the cores of the largest "
                     f"executor of {context.master}, or no task ever starts. "
-                    f"Received: spark.task.cpus={cpus}"
+                    f"Received: {TASK_CPUS}={cpus}"
                 ]
                 context.cancelAllJobs()  # at each look: executors may be there before the job is
                 continue

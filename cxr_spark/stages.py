@@ -412,6 +412,7 @@ def _starting(
 ) -> Iterator[tuple[SparkSession, Backbones]]:
     """Yield the session, and a function that waits for the backbones, which load while it opens."""
     from cxr_spark.backbones import find_weights
+    from cxr_spark.dataset.remote import is_remote
     from cxr_spark.extraction.load import load_backbones
     from cxr_spark.memory import worker_mb
     from cxr_spark.spark import open_session
@@ -433,12 +434,14 @@ def _starting(
 
         name = f"cxr_spark extract {experiment.name}"
         graphs = experiment.backbones * len(experiment.preprocessing)
-        image_size = experiment.image_size
+        image_size, remote = experiment.image_size, is_remote(experiment.images or "")
         try:
             with open_session(
                 name,
                 meanwhile=lambda: loading.append(pool.submit(load)),
-                worker_mb=lambda images: worker_mb(graphs, image_size, images_at_once=images),
+                worker_mb=lambda images: worker_mb(
+                    graphs, image_size, images_at_once=images, remote=remote
+                ),
             ) as spark:
                 yield spark, loading[0].result
         finally:

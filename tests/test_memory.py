@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from cxr_spark.backbones import BACKBONES
+from cxr_spark.dataset.remote import BYTES_AHEAD
 from cxr_spark.engine import pipeline
 from cxr_spark.errors import UserError
 from cxr_spark.memory import (
+    AHEAD_MB,
     BATCH_SIZE,
     IMAGES_AT_ONCE,
     address_space_mb,
@@ -62,6 +64,9 @@ def test_one_backbone_is_measured_each() -> None:
 def test_what_the_rule_counts_on_is_what_jobs_do() -> None:
     assert pipeline.BATCH_SIZE["CPU"] == BATCH_SIZE
     assert DEFAULTS["spark.sql.execution.arrow.maxRecordsPerBatch"] == str(IMAGES_AT_ONCE)
+    assert 2 * BYTES_AHEAD == AHEAD_MB * 2**20
+    one = worker_mb(["ResNet50"], (224, 224))
+    assert worker_mb(["ResNet50"], (224, 224), remote=True) == one + AHEAD_MB
 
 
 def test_memory_grows_with_backbones_pixels_and_batches_in_any_order() -> None:

@@ -17,23 +17,17 @@ from cxr_spark.backbones import load_backbone
 from cxr_spark.benchmark.machine import choose_backend
 from cxr_spark.benchmark.rows import MeasurementError
 from cxr_spark.engine.device import CPU, Device
-from cxr_spark.engine.forward import (
-    IMAGES_COMPARED,
-    Forward,
-    compile_forward,
-    precision_loss,
-)
+from cxr_spark.engine.forward import Forward, compile_forward, precision_loss
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
     Batches,
-    Source,
     batch_groups,
     make_batches,
     prepare_groups,
     run_batches,
 )
 from cxr_spark.extraction.store import stored_features
-from cxr_spark.files import read_whole
+from cxr_spark.files import Source, read_whole
 
 # Images a group: what a processor's thread decodes before it computes, and what a GPU's threads
 # decode ahead.
@@ -115,7 +109,7 @@ class EngineWorker:
         self._forward = compiled(precision)
         if precision == "float32":
             return 0.0
-        batches = self._batches(self._pixels[:IMAGES_COMPARED])
+        batches = self._batches(self._pixels[: BATCH_SIZE[self._kind]])
         exact, lower = (
             run_batches(forward, batches) for forward in (compiled("float32"), self._forward)
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.benchmark.images import ImageSet
+from cxr_spark.benchmark.pairs import with_a_rate
 from cxr_spark.benchmark.rows import Row, marginal_rate, rate_row
 from cxr_spark.benchmark.settings import IMAGE_SIZE, N_WARM_UP, Settings
 from cxr_spark.config import DatasetConfig, Experiment, SplitConfig
@@ -87,21 +88,27 @@ def measure_extraction(
     name = backbone.identity.backbone
     n_whole = len(images.paths)
     warm_up = timed_extract(spark, settings, images, backbone, folder, min(N_WARM_UP, n_whole))
-    wholes, rates = [], []
+    runs = []
     for k in range(settings.repeat):
         log.info("extraction: %s, %s, %d of %d", name, images.name, k + 1, settings.repeat)
         quarter = timed_extract(spark, settings, images, backbone, folder, n_whole // 4)
-        whole = timed_extract(spark, settings, images, backbone, folder, n_whole)
-        rates.append(marginal_rate(quarter.n_images, quarter.total, whole.n_images, whole.total))
-        wholes.append(whole)
+        runs.append((quarter, timed_extract(spark, settings, images, backbone, folder, n_whole)))
+    found, left_out = with_a_rate(runs, _rate)
+    rates, wholes = [rate for _, rate in found], [whole for (_, whole), _ in found]
     what = f"extraction, {name}, {images.name}"
-    note = "" if core_rate is None else f"the compute core alone gave {core_rate:,.0f}"
-    rate = rate_row(what, rates, note=note)
+    core = "" if core_rate is None else f"the compute core alone gave {core_rate:,.0f}"
+    rate = rate_row(what, rates, note="; ".join(filter(None, [core, left_out])))
     first = rate_row(
         f"first extraction, {name}, {images.name}", [warm_up.total], unit="s",
         note=f"of {warm_up.n_images} images: workers start and load graphs",
     )  # fmt: skip
     return [rate, first, *_fixed_part(what, wholes, rates)]
+
+
+def _rate(run: tuple[Timed, Timed]) -> float:
+    """Return the marginal rate of a run over a quarter of the images and one over all of them."""
+    quarter, whole = run
+    return marginal_rate(quarter.n_images, quarter.total, whole.n_images, whole.total)
 
 
 def _fixed_part(what: str, wholes: Sequence[Timed], rates: Sequence[float]) -> list[Row]:

@@ -38,8 +38,12 @@ def measure_growth(trial: Trial) -> list[Row]:
         log.info("growth: %s, %d of %d", trial.name, k + 1, len(sizes))
         seconds.append(trial.extract(size))
     slope, fixed = np.polyfit(sizes, seconds, 1)
-    farthest = float(np.abs(np.array(seconds) - fixed - slope * np.array(sizes)).max())
-    note = f"{slope * 1e3:.2f} ms an image; no run is farther than {farthest:.2f} s from the line"
+    off = np.array(seconds) - fixed - slope * np.array(sizes)
+    explained = 1 - off.var() / np.var(seconds)
+    note = (
+        f"{slope * 1e3:.2f} ms an image; no run is farther than {np.abs(off).max():.2f} s from "
+        f"the line, R2 {explained:.4f}"
+    )
     line = rate_row(f"line, what does not grow, {trial.name}", [float(fixed)], unit="s", note=note)
     whole = [
         rate_row(f"{size:,} images, {trial.name}", seconds[i :: len(parts)], unit="s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from cxr_spark.benchmark.rows import MeasurementError, NoRateError, Pair, marginal_rate
@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 Ours = TypeVar("Ours")
 Theirs = TypeVar("Theirs")
+Run = TypeVar("Run")
+Rate = TypeVar("Rate")
 
 
 class Turns(NamedTuple, Generic[Ours, Theirs]):
@@ -105,13 +107,29 @@ def rates_of(
     Raises:
         NoRateError: none follows from any of them.
     """
-    pairs, reasons = [], list[NoRateError]()
-    for (our_quarter, their_quarter), (our_whole, their_whole) in turns.runs:
+
+    def rate(run: list[tuple[Ours, Theirs]]) -> Pair:
+        (our_quarter, their_quarter), (our_whole, their_whole) = run
+        return ours(our_quarter, our_whole), theirs(their_quarter, their_whole)
+
+    found, left_out = with_a_rate(turns.runs, rate)
+    return [pair for _, pair in found], "; ".join(filter(None, [turns.note, left_out]))
+
+
+def with_a_rate(
+    runs: Sequence[Run], rate: Callable[[Run], Rate]
+) -> tuple[list[tuple[Run, Rate]], str]:
+    """Return those of the runs from which a rate follows, each with it, and a note of the others.
+
+    Raises:
+        NoRateError: none follows from any of them.
+    """
+    found, reasons = list[tuple[Run, Rate]](), list[NoRateError]()
+    for run in runs:
         try:
-            pairs.append((ours(our_quarter, our_whole), theirs(their_quarter, their_whole)))
+            found.append((run, rate(run)))
         except NoRateError as error:
             reasons.append(error)
-    if not pairs:
+    if not found:
         raise reasons[0]
-    left_out = f"{len(reasons)} left out: {reasons[0]}" if reasons else ""
-    return pairs, "; ".join(filter(None, [turns.note, left_out]))
+    return found, f"{len(reasons)} left out: {reasons[0]}" if reasons else ""

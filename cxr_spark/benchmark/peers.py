@@ -97,19 +97,19 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
         repeat: how many pairs.
     """
     what, sizes = _against(peer), quarter_and_whole(n_images)
+    target = _target(peer, "marginal")
     try:
         ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
         turns = run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat)
     except MeasurementError as error:
-        return [failed_row(f"marginal, {what}", error)]
+        return [failed_row(f"marginal, {what}", error, target=target)]
     whole = [(n_images / mine, other.n_images / other.total) for _, (mine, other) in turns.runs]
     against, rate, rows = f"{peer.name}.py", partial(marginal, n_images), list[Row]()
     try:
         pairs, note = rates_of(turns, rate, marginal_of)
-        target = _target(peer, "marginal")
         rows.append(ratio_row(f"marginal, {what}", against, pairs, target=target, note=note))
     except MeasurementError as error:
-        rows.append(failed_row(f"marginal, {what}", error))
+        rows.append(failed_row(f"marginal, {what}", error, target=target))
     target = _target(peer, "whole process")
     rows.append(ratio_row(f"whole process, {what}", against, whole, target=target, note=turns.note))
     ends = [(quarter, total) for (quarter, _), (total, _) in turns.runs if total > quarter]
@@ -126,15 +126,15 @@ def _target(peer: Peer, measure: Measure) -> float | None:
 
 def measure_whole(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
     """Return the row of whole processes alone, of programs that take minutes."""
-    what = _against(peer)
+    what, target = _against(peer), _target(peer, "whole process")
     try:
         ours(min(N_WARM_UP, n_images))
         turns = run_in_turn(what, ours, partial(run_peer, peer), (n_images,), repeat)
     except MeasurementError as error:
-        return [failed_row(f"whole process, {what}", error)]
+        return [failed_row(f"whole process, {what}", error, target=target)]
     pairs = [(n_images / mine, other.n_images / other.total) for ((mine, other),) in turns.runs]
-    target, name = _target(peer, "whole process"), f"{peer.name}.py"
-    return [ratio_row(f"whole process, {what}", name, pairs, target=target, note=turns.note)]
+    against = f"{peer.name}.py"
+    return [ratio_row(f"whole process, {what}", against, pairs, target=target, note=turns.note)]
 
 
 def _against(peer: Peer) -> str:

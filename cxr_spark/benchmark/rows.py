@@ -84,9 +84,14 @@ def ratio_row(
     )
 
 
-def failed_row(what: str, reason: object, *, unit: str = "images/s") -> Row:
-    """Return the row of a measurement that gave no number, with the reason in one line."""
-    return Row(what, unit, note=" ".join(str(reason).split()))
+def failed_row(
+    what: str, reason: object, *, unit: str = "images/s", target: float | None = None
+) -> Row:
+    """Return the row of a measurement that gave no number, with the reason in one line.
+
+    Where it has a target, that is neither met nor missed: nothing was compared.
+    """
+    return Row(what, unit, target=target, note=" ".join(str(reason).split()))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:

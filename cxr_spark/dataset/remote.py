@@ -12,11 +12,11 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from cxr_spark.dataset.listing import IMAGE_SUFFIXES, LATEST_US, FoundImage
 from cxr_spark.errors import UserError
-from cxr_spark.files import MAX_BYTES, URI
+from cxr_spark.files import MAX_BYTES, URI, Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,14 +234,6 @@ def _read(uri: str, length: int) -> tuple[bytes, FileInfo]:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
 
-class Readable(Protocol):
-    """What has the bytes of one image."""
-
-    def read(self) -> bytes:
-        """Return them."""
-        ...
-
-
 class _Ahead:
     """Reads images by threads before they are asked for, as many as ``BYTES_AHEAD`` hold."""
 
@@ -291,7 +283,7 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, "reading ahead")
 
 
-def read_ahead(images: Sequence[Readable]) -> Sequence[Readable]:
+def read_ahead(images: Sequence[Source]) -> Sequence[Source]:
     """Return what gives the same bytes, each once; of remote images they are read beforehand.
 
     They may be asked for by several threads, about in their order.

@@ -15,8 +15,6 @@ from cxr_spark.engine.device import CPU, Device
 # ``feature_function`` names.
 Forward = Callable[[npt.NDArray[Any]], tuple[npt.NDArray[Any], ...]]
 
-# A lower precision is compared with float32 on so many images.
-IMAGES_COMPARED = 16
 # Above this relative L2 distance from float32, features of a lower precision are not used.
 MAX_PRECISION_LOSS = 1e-2
 

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cxr_spark.engine.forward import Forward
-from cxr_spark.files import read_whole
+from cxr_spark.files import Source, read_whole
 from cxr_spark.images import UndecodableImage, decode_grey, resize_bilinear
 
 # Images a batch. On processors 16 are faster than 64; GPUs want more.
@@ -46,18 +46,6 @@ class PreparedImage:
     pixels_digest: str | None = None
     stage: str | None = None
     error: str | None = None
-
-
-class Source(Protocol):
-    """What the bytes of an image can be had of, other than a path."""
-
-    def read(self) -> bytes:
-        """Return them.
-
-        Raises:
-            OSError: they cannot be had, or are not those that are meant.
-        """
-        ...
 
 
 def prepare(file: bytes | Source, image_size: tuple[int, int]) -> PreparedImage:

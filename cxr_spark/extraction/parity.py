@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.root import list_images, source_of
-from cxr_spark.engine.forward import IMAGES_COMPARED, MAX_PRECISION_LOSS
-from cxr_spark.engine.pipeline import prepare
+from cxr_spark.engine.forward import MAX_PRECISION_LOSS
+from cxr_spark.engine.pipeline import BATCH_SIZE, prepare
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.load import LoadedBackbone
 from cxr_spark.extraction.one_pass import ship
@@ -32,7 +32,7 @@ def settle_precision(
 ) -> list[LoadedBackbone]:
     """Return each backbone as it is, or in float32 where its precision changes too much.
 
-    A task runs both graphs on the first images, on the device that Spark gives it and by the code
+    A task runs both graphs on the first batch, on the device that Spark gives it and by the code
     that extracts: what a GPU makes of float16 cannot be told from what a processor makes of it.
 
     Args:
@@ -45,7 +45,8 @@ def settle_precision(
     """
     if all(backbone.exact is None for backbone in backbones):
         return list(backbones)
-    pixels = _first_images(images, backbones[0].identity.image_size)
+    size = BATCH_SIZE["GPU" if placement_of(spark).on_gpu else "CPU"]
+    pixels = _first_images(images, size, backbones[0].identity.image_size)
     settled = []
     for backbone in backbones:
         exact, name = backbone.exact, backbone.identity.backbone
@@ -79,13 +80,15 @@ def _compare(
     return float(row["loss"])
 
 
-def _first_images(images: str | Path, image_size: tuple[int, int]) -> list[npt.NDArray[Any]]:
-    """Return the pixels of the first images that can be used."""
+def _first_images(
+    images: str | Path, n_images: int, image_size: tuple[int, int]
+) -> list[npt.NDArray[Any]]:
+    """Return the pixels of the first images that can be used, at most so many."""
     with PackReader() as packs:
         sources = (source_of(found, packs) for found in list_images(str(images)))
         prepared = (prepare(source, image_size) for source in sources)
         usable = (image.pixels for image in prepared if image.pixels is not None)
-        pixels = list(itertools.islice(usable, IMAGES_COMPARED))
+        pixels = list(itertools.islice(usable, n_images))
     if not pixels:
         raise UserError(
             f"Expected at least one image that can be used under --images. Received: {images}"

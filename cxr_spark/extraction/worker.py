@@ -29,7 +29,6 @@ from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
     Batches,
     PreparedImage,
-    Source,
     batch_groups,
     in_background,
     one_ahead,
@@ -45,6 +44,7 @@ from cxr_spark.extraction.store import (
     Identity,
     stored_features,
 )
+from cxr_spark.files import Source
 from cxr_spark.placement import Placement, task_device
 
 log = logging.getLogger(__name__)

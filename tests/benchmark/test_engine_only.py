@@ -24,9 +24,12 @@ KEYS = {"what", "unit", "rate", "against", "ratio", "target", "met", "quartiles"
 
 
 def blocked(folder: Path, names: tuple[str, ...]) -> str:
-    """A PYTHONPATH on which importing these names fails."""
+    """A PYTHONPATH on which importing these names fails, and leaves a file."""
     for name in names:
-        (folder / f"{name}.py").write_text(f"raise ImportError('{name} was imported')\n")
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / name)!r} + '.tried', 'w').close()\n"
+            f"raise ImportError('{name} was imported')\n"
+        )
     return os.pathsep.join((str(folder), str(ROOT)))
 
 
@@ -50,6 +53,8 @@ def run_engine(
         },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    tried = {file.stem for file in (tmp_path / "blocked").glob("*.tried")}
+    assert not tried & {*FORBIDDEN}  # nor tried by code that goes on without them
     content: dict[str, Any] = json.loads(out.read_text())
     return content
 

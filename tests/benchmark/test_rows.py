@@ -59,6 +59,8 @@ def test_a_failure_is_one_line_and_no_number() -> None:
     row = failed_row("broken", "it\n  broke")
     assert (row.rate, row.ratio, row.met, row.note) == (None, None, None, "it broke")
     assert format_table([row]).splitlines()[-1] == "    it broke"
+    row = failed_row("broken", "it broke", target=0.9)
+    assert (row.ratio, row.target, row.met) == (None, 0.9, None)
 
 
 def test_the_table_has_a_line_a_row() -> None:

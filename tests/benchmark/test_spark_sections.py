@@ -122,6 +122,33 @@ def test_the_marginal_rate_and_the_fixed_part_add_up(
     assert "1.50 s (what is left)" in fixed.note
 
 
+def test_a_run_that_gives_no_rate_loses_none_of_the_others(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    longer = iter([1.0, 5.0, 5.0, 5.0, 9.0, 2.0, 8.0])  # of the warm-up, and of three pairs
+
+    def timed(*arguments: Any) -> Timed:
+        return Timed(arguments[-1], next(longer), listing=1.0, commit=0.5)
+
+    class Named:
+        backbone = "MobileNetV3Small"
+
+    class Backbone:
+        identity = Named()
+
+    monkeypatch.setattr(extraction, "timed_extract", timed)
+    spark: Any = None
+    backbone: Any = Backbone()
+    rate, _, fixed = extraction.measure_extraction(
+        spark, settings(repeat=3), images, backbone, tmp_path, core_rate=None
+    )
+    n_whole = len(images.paths)
+    rates = [(n_whole - n_whole // 4) / seconds for seconds in (4.0, 6.0)]
+    assert (rate.n_pairs, fixed.n_pairs) == (2, 2)
+    assert rate.rate == pytest.approx(sum(rates) / 2)
+    assert rate.note.startswith("1 left out: ")
+
+
 def test_a_section_that_fails_is_a_row_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, images: ImageSet, tmp_path: Path
 ) -> None:

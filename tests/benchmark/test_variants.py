@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,8 +40,9 @@ print(json.dumps({"images": args.limit, "images_per_s": args.limit / work,
 class Job:
     """Seconds of a start, and of each image, by what is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "float32") -> None:
         self.asked: list[dict[str, Any]] = []
+        self.precision = precision
 
     def extract(self, backbones: Sequence[str], n_images: int, **given: Any) -> float:
         self.asked.append({"backbones": tuple(backbones), "n_images": n_images, **given})
@@ -64,6 +66,9 @@ def test_maps_are_compared_with_none() -> None:
     assert ends[:2] == [(64, True), (64, False)]
     first = [(100, False), (100, True), (400, False), (400, True)]
     assert ends[2:] == [*first, (100, True), (100, False), (400, True), (400, False)]
+    lower: Any = Job(precision="bfloat16")
+    (row,) = measure_maps(trial(lower))
+    assert (row.ratio, row.target, row.met) == (pytest.approx(0.8), None, None)
 
 
 def test_all_cores_are_compared_with_one_as_bare_processes_are(
@@ -78,6 +83,8 @@ def test_all_cores_are_compared_with_one_as_bare_processes_are(
     masters = {(asked["master"], asked.get("core")) for asked in job.asked[1:]}
     assert {master for master, _ in masters} == {"local[1]", "local[2]"}
     assert all((core is None) == (master == "local[2]") for master, core in masters)
+    (row,) = measure_cores(trial(job, "MobileNetV3Small"), dataclasses.replace(bare, judges=False))
+    assert (row.ratio, row.target, row.met) == (pytest.approx(1.0), None, None)
     (row,) = measure_cores(trial(job), None)
     assert (row.against, row.target) == (2.0, None)
     monkeypatch.setattr(variants, "count_cores", lambda: 1)
@@ -104,6 +111,7 @@ def test_time_is_a_line_through_the_number_of_images() -> None:
     row, *whole = measure_growth(trial(job, n_images=800, repeat=2))
     assert row.rate == pytest.approx(7.0)
     assert row.note.startswith("10.00 ms an image; no run is farther than 0.00 s")
+    assert row.note.endswith("R2 1.0000")
     assert [asked["n_images"] for asked in job.asked[1:]] == [100, 200, 400, 800] * 2
     assert [of.rate for of in whole] == pytest.approx([8.0, 9.0, 11.0, 15.0])
     assert [of.n_pairs for of in whole] == [2] * 4

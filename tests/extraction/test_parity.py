@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ import pytest
 from cxr_spark.config import Experiment
 from cxr_spark.engine.device import Device
 from cxr_spark.errors import UserError
-from cxr_spark.extraction import worker
+from cxr_spark.extraction import parity, worker
 from cxr_spark.extraction.job import ExtractionRequest, extract
 from cxr_spark.extraction.load import load_backbones
+from cxr_spark.extraction.parity import settle_precision
 from cxr_spark.extraction.worker import make_comparer
 from cxr_spark.placement import Placement
 from tests.extraction.test_job import read
@@ -96,3 +98,28 @@ def test_what_is_compared_is_what_a_task_computes_on_its_device(
     assert row["loss"].tolist() == pytest.approx([0.1])
     shape = (128, 8, 8, 1)
     assert batches == [("exact on /CPU:1", shape), ("lower on /CPU:1", shape)]
+
+
+@pytest.mark.parametrize(("on_gpu", "n_compared"), [(False, 16), (True, 90)])
+def test_a_whole_batch_is_compared(
+    on_gpu: bool, n_compared: int, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's has 128 images, of which there are 90 here."""
+    compared: list[int] = []
+
+    def compare(spark: object, exact: object, lower: object, pixels: list[np.ndarray]) -> float:
+        compared.append(len(pixels))
+        return 0.0
+
+    class Identity:
+        image_size, backbone, precision = (64, 64), "ResNet50", "float16"
+
+    class Backbone:
+        identity, exact = Identity(), object()
+
+    monkeypatch.setattr(parity, "_compare", compare)
+    monkeypatch.setattr(parity, "placement_of", lambda _: Placement(on_gpu=on_gpu))
+    lower: Any = Backbone()
+    session: Any = None
+    assert settle_precision(session, [lower], phantoms) == [lower]
+    assert compared == [n_compared]
