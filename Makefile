@@ -6,6 +6,7 @@
 # make test-faults  kills ten times each, and 200,000 fuzzed inputs: an hour and a half on two cores
 # make test-full  what the tests leave out: simulations of 2,000 studies, a million images, maps beyond memory: hours
 # make test-jax  the compute core alone under Keras on JAX, in an environment without Spark and TensorFlow
+# make test-torch  likewise on PyTorch
 # make test-docker  the image and the cluster of docker/, with a worker killed: needs a Docker engine
 # make lint    ruff and mypy
 # make audit   known vulnerabilities of the installed packages, by pip-audit, which needs a network
@@ -25,7 +26,7 @@ OUT ?= runs/benchmark.json
 BENCH_FLAGS = --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
-.PHONY: setup archive grid bench test test-faults test-full test-jax test-docker lint audit check-tools clean
+.PHONY: setup archive grid bench test test-faults test-full test-jax test-torch test-docker lint audit check-tools clean
 
 setup: check-tools $(VENV)/.installed
 	@test $(VENV)/.archived -nt $(VENV)/.installed || $(MAKE) --no-print-directory archive
@@ -45,11 +46,14 @@ test-faults: setup
 		tests/test_hostile_files.py tests/extraction/test_hostile_files.py $(ARGS)
 
 test-full: setup
-	@CXR_FULL=1 $(IN_VENV) python -m pytest -s tests/evaluation tests/training/test_beyond_memory.py \
+	@CXR_FULL=1 $(IN_VENV) python -m pytest -s tests/evaluation tests/benchmark tests/training/test_beyond_memory.py \
 		tests/extraction/test_growth.py tests/test_backbones.py tests/test_peers.py tests/test_shipping.py $(ARGS)
 
 test-jax: setup $(VENV)-jax/.installed
 	@CXR_JAX_PYTHON="$(CURDIR)/$(VENV)-jax/bin/python" $(IN_VENV) python -m pytest tests/benchmark/test_engine_only.py $(ARGS)
+
+test-torch: setup $(VENV)-torch/.installed
+	@CXR_TORCH_PYTHON="$(CURDIR)/$(VENV)-torch/bin/python" $(IN_VENV) python -m pytest tests/benchmark/test_engine_only.py $(ARGS)
 
 test-docker:
 	@docker/test.sh
@@ -64,11 +68,11 @@ audit: setup $(VENV)-audit/.installed
 $(VENV)-audit/.installed: check-tools
 	@test -e $@ || { "$(PYTHON)" -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit && touch $@; }
 
-# What the README names for GPU machines without TensorFlow, with JAX.
-$(VENV)-jax/.installed: check-tools constraints.txt
-	@"$(PYTHON)" -m venv $(VENV)-jax
-	@$(VENV)-jax/bin/python -m pip install --quiet --constraint constraints.txt keras numpy opencv-python-headless \
-		pillow matplotlib jax
+# What the README names for GPU machines without TensorFlow, with JAX or PyTorch.
+$(VENV)-jax/.installed $(VENV)-torch/.installed: $(VENV)-%/.installed: check-tools constraints.txt
+	@"$(PYTHON)" -m venv $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip install --quiet --constraint constraints.txt keras numpy opencv-python-headless \
+		pillow matplotlib $*
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -98,4 +102,4 @@ check-tools:
 		echo "cxr_spark needs Java 17 or 21 (java on the PATH, or JAVA_HOME), and found $${version:-none}. On Debian and Ubuntu: apt-get install openjdk-17-jre-headless" >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-jax build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-jax $(VENV)-torch build *.egg-info .pytest_cache .mypy_cache .ruff_cache

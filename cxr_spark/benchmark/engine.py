@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -53,6 +55,7 @@ def measure_engine(
     result = EngineResult()
     with Processes(EngineWorker, [(0, cores, IMAGE_SIZE)]) as one:
         (result.device,) = one.ask("probe")
+        _tell_device(result.device)
         lasting = SECONDS[result.device["kind"]] if seconds is None else seconds
         if result.device["kind"] == "GPU":
             _Section(settings, one, 1, lasting, result).measure(sets)
@@ -62,6 +65,16 @@ def measure_engine(
         all_cores.ask("probe")
         _Section(settings, all_cores, cores, lasting, result).measure(sets)
     return result
+
+
+def _tell_device(device: dict[str, str]) -> None:
+    log.info("engine: Keras on %s, %s (%s)", device["backend"], device["name"], device["kind"])
+    if device["kind"] == "CPU" and (os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi")):
+        log.warning(
+            "this machine has an NVIDIA GPU or its driver, and %s sees none: what follows is the "
+            "processor's. Install the backend's build for CUDA, and look at nvidia-smi",
+            device["backend"],
+        )
 
 
 @dataclass(frozen=True)

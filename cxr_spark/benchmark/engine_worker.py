@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cxr_spark.backbones import load_backbone
 from cxr_spark.benchmark.machine import choose_backend
 from cxr_spark.benchmark.rows import MeasurementError
-from cxr_spark.engine.device import CPU, Device
+from cxr_spark.engine.device import CPU, PRETEND, Device
 from cxr_spark.engine.forward import Forward, compile_forward, precision_loss
 from cxr_spark.engine.pipeline import (
     BATCH_SIZE,
@@ -63,10 +63,8 @@ class EngineWorker:
         self._encoded: list[Source] = []
         self._pixels: list[npt.NDArray[Any]] = []
         self._forward: Forward | None = None
-        if n_threads == 1 and self._backend != "tensorflow":  # TensorFlow is told by its session
-            os.environ["OMP_NUM_THREADS"] = "1"
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[core % len(cores)]})
+        if n_threads == 1:
+            _keep_to_one_thread(self._backend, core)
         self._threads = n_threads
         self._kind = "CPU"
 
@@ -116,7 +114,8 @@ class EngineWorker:
         return precision_loss(exact, lower)
 
     def _compile(self, model: Any, backbone: str, precision: str, maps: bool) -> Forward:
-        device = Device("GPU") if self._on_gpu else CPU
+        pretended = bool(os.environ.get(PRETEND))
+        device = Device("GPU", pretended=pretended) if self._on_gpu else CPU
         threads = self._threads if device is CPU else 0
         return compile_forward(
             model, backbone, "none", feature_maps=maps, precision=precision, device=device,
@@ -200,7 +199,23 @@ class EngineWorker:
         return n_images, time.perf_counter() - began
 
 
+def _keep_to_one_thread(backend: str, core: int) -> None:
+    """Have a backend compute in one thread, which its settings say, or the one core that it has."""
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        # Before Keras builds a backbone: the threads of a process are those of its first use.
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
 def _find_device(backend: str) -> tuple[str, str]:
+    if backend == "tensorflow" and os.environ.get(PRETEND):
+        return "GPU", f"the processor, pretended to be a GPU ({PRETEND})"
     if backend == "tensorflow":
         import tensorflow as tf
 

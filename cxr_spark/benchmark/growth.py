@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +22,8 @@ from cxr_spark.benchmark.targets import MEMORY
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.25
-N_TOLD = 8  # values of the curve in a row's note
+# In the command lines of Spark's Python workers: a daemon forks them, which has it as well.
+WORKER = b"pyspark.daemon"
 
 
 def measure_growth(trial: Trial) -> list[Row]:
@@ -39,7 +43,7 @@ def measure_growth(trial: Trial) -> list[Row]:
         seconds.append(trial.extract(size))
     slope, fixed = np.polyfit(sizes, seconds, 1)
     off = np.array(seconds) - fixed - slope * np.array(sizes)
-    explained = 1 - off.var() / np.var(seconds)
+    explained = 1 - off.var() / max(float(np.var(seconds)), 1e-12)
     note = (
         f"{slope * 1e3:.2f} ms an image; no run is farther than {np.abs(off).max():.2f} s from "
         f"the line, R2 {explained:.4f}"
@@ -59,45 +63,71 @@ def measure_memory(trial: Trial) -> list[Row]:
         trial: what is run, here with ``local[1]``.
 
     Raises:
-        MeasurementError: a job failed, or no worker was seen.
+        MeasurementError: a job failed, no worker was seen, or several of them shared the images.
     """
-    pairs, curve = [], list[float]()
+    pairs, curve = [], list[tuple[float, float]]()
     for k in range(trial.repeat):
         log.info("memory: %s, pair %d of %d", trial.name, k + 1, trial.repeat)
         tenth, _ = _watched(trial, max(1, trial.n_images // 10))
         whole, curve = _watched(trial, trial.n_images)
         pairs.append((tenth, whole))
-    told = [curve[i * (len(curve) - 1) // (N_TOLD - 1)] for i in range(N_TOLD)]
-    note = f"resident over the last run: {', '.join(f'{mb:,.0f}' for mb in told)}"
     what = f"memory of one worker, a tenth, {trial.name}"
-    return [ratio_row(what, "all of them", pairs, target=MEMORY, unit="MB", note=note)]
+    row = ratio_row(what, "all of them", pairs, target=MEMORY, unit="MB")
+    return [dataclasses.replace(row, curve=tuple(curve))]
 
 
-def _watched(trial: Trial, n_images: int) -> tuple[float, list[float]]:
-    """Run our job with one worker; return its peak and what was resident over time, in MB."""
-    with _looking() as seen:
+def _watched(trial: Trial, n_images: int) -> tuple[float, list[tuple[float, float]]]:
+    """Run our job with one worker; return its peak, and (seconds, resident) over time, in MB."""
+    with looking(WORKER, forked=True) as seen:
         trial.extract(n_images, master="local[1]")
-    if not seen:
+    peaks = {pid: max(look.peak for look in looks) for pid, looks in seen.items()}
+    if not peaks:
         raise MeasurementError("no Python worker of Spark was seen in /proc")
-    # Where Spark has started another one for a moment, the one that extracts is the larger.
-    looks = max(seen.values(), key=max)
-    return max(peak for peak, _ in looks), [resident for _, resident in looks]
+    largest = max(peaks, key=lambda pid: peaks[pid])
+    # Spark may start another one for a moment, which loads nothing.
+    if n := sum(peak > peaks[largest] / 2 for peak in peaks.values()) - 1:
+        raise MeasurementError(f"{n + 1} Python workers shared what one was to do")
+    began = seen[largest][0].at
+    curve = [(look.at - began, look.resident) for look in seen[largest]]
+    return peaks[largest], curve
+
+
+class Look(NamedTuple):
+    """What a process had at a moment.
+
+    Attributes:
+        at: seconds of a clock.
+        peak: the most that was resident until then, in MB.
+        resident: in MB.
+    """
+
+    at: float
+    peak: float
+    resident: float
 
 
 @contextmanager
-def _looking() -> Iterator[dict[int, list[tuple[float, float]]]]:
-    """Look at the Python workers of Spark that this process has started, while the block runs.
+def looking(marker: bytes, *, forked: bool = False) -> Iterator[dict[int, list[Look]]]:
+    """Look at processes that this one has started, directly or not, while the block runs.
+
+    Args:
+        marker: what stands in their command lines.
+        forked: whether it is those alone whose parent has the marker as well.
 
     Yields:
-        For each worker's process what it had at its peak and what was resident, in MB, each time.
+        The looks at each, by its number.
     """
-    seen: dict[int, list[tuple[float, float]]] = {}
-    ended = threading.Event()
+    seen: dict[int, list[Look]] = {}
+    ended, failures = threading.Event(), list[Exception]()
 
     def look() -> None:
-        while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            for pid, told in _workers():
-                seen.setdefault(pid, []).append((_mb(told["VmHWM"]), _mb(told["VmRSS"])))
+        try:
+            while not ended.wait(SECONDS_BETWEEN_LOOKS):
+                for pid, told in _processes(marker, forked=forked):
+                    peak, resident = _mb(told["VmHWM"]), _mb(told["VmRSS"])
+                    seen.setdefault(pid, []).append(Look(time.monotonic(), peak, resident))
+        except Exception as error:  # it is raised where the looks are wanted
+            failures.append(error)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -106,21 +136,20 @@ def _looking() -> Iterator[dict[int, list[tuple[float, float]]]]:
     finally:
         ended.set()
         thread.join()
+    if failures:
+        raise MeasurementError(f"the looks at memory ended: {failures[0]!r}")
 
 
-def _workers() -> list[tuple[int, dict[str, str]]]:
-    """Return Spark's Python workers below this process, and what the system says of each.
-
-    A daemon of Spark's forks them: they have its command line, and so has their parent.
-    """
-    status, daemons = dict[int, dict[str, str]](), set()
+def _processes(marker: bytes, *, forked: bool) -> list[tuple[int, dict[str, str]]]:
+    """Return the processes of a command line below this one, and what the system says of each."""
+    status, marked = dict[int, dict[str, str]](), set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            lines = (folder / "status").read_text(encoding="utf-8").splitlines()
+            lines = (folder / "status").read_text("utf-8", "replace").splitlines()
             told = (line.partition(":") for line in lines)
             status[int(folder.name)] = {name: value.strip() for name, _, value in told}
-            if b"pyspark.daemon" in (folder / "cmdline").read_bytes():
-                daemons.add(int(folder.name))
+            if marker in (folder / "cmdline").read_bytes():
+                marked.add(int(folder.name))
 
     def parent(pid: int) -> int:
         return int(status[pid]["PPid"]) if pid in status else 0
@@ -132,8 +161,8 @@ def _workers() -> list[tuple[int, dict[str, str]]]:
 
     return [
         (pid, status[pid])
-        for pid in daemons
-        if parent(pid) in daemons and "VmHWM" in status[pid] and is_below(pid)
+        for pid in marked
+        if "VmHWM" in status[pid] and is_below(pid) and (not forked or parent(pid) in marked)
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cxr_spark.errors import UserError
 from cxr_spark.session_checks import is_local
 
 # What an application has for itself; the next one makes its own.
-_OWN = ("spark.app.", "spark.submit.", "spark.pyspark.", "spark.jars", "spark.files")
+_OWN = ("spark.app.", "spark.submit.", "spark.jars", "spark.files")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Submitter:
         feature_maps: bool = False,
         master: str | None = None,
         core: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> float:
         """Extract the features of some images, and remove them.
 
@@ -59,6 +60,7 @@ class Submitter:
             feature_maps: whether to store maps as well.
             master: another than that of the properties.
             core: the only one that the process and its children may use.
+            environment: to be added.
 
         Returns:
             The seconds of the whole process.
@@ -68,7 +70,14 @@ class Submitter:
             "backbones": list(backbones), "feature_maps": feature_maps,
         }  # fmt: skip
         options = [] if master is None else ["--master", master]
-        return self._submit("extract.py", "--features", n_images, experiment, options, core)
+        return self._submit(
+            "extract.py", "--features", n_images, experiment, options, core, environment
+        )
+
+    def extract_first(self, backbones: Sequence[str], n_images: int) -> float:
+        """Extract as ``extract`` does, with a cache in which no backbone is frozen yet."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as cache:
+            return self.extract(backbones, n_images, environment={"XDG_CACHE_HOME": cache})
 
     def grid(self, backbone: str, n_images: int) -> float:
         """Extract, train the paper's two heads and report; return the seconds of the whole."""
@@ -86,6 +95,7 @@ class Submitter:
         experiment: dict[str, Any],
         options: Sequence[str] = (),
         core: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> float:
         config, out = self.folder / "experiment.yaml", self.folder / "out"
         content = {**experiment, "image_size": list(IMAGE_SIZE)}
@@ -97,7 +107,7 @@ class Submitter:
             "--precision", self.precision,
         ]  # fmt: skip
         try:
-            return run_process(command, core=core)[0]
+            return run_process(command, environment, core=core)[0]
         finally:
             shutil.rmtree(out, ignore_errors=True)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from cxr_spark.benchmark.rows import MeasurementError, NoRateError, Pair, marginal_rate
 
 log = logging.getLogger(__name__)
+
+# Between a quarter of the images and all of them, for a rate to be told from the machine's moods.
+LEAST_SECONDS = 10.0
 
 Ours = TypeVar("Ours")
 Theirs = TypeVar("Theirs")
@@ -41,6 +45,21 @@ def marginal(n_images: int, quarter: float, whole: float) -> float:
     """
     n_quarter, n_whole = quarter_and_whole(n_images)
     return marginal_rate(n_quarter, quarter, n_whole, whole)
+
+
+def tell_brief(seconds: Sequence[tuple[float, float]]) -> str:
+    """Return a note where a rate is that of so few seconds that it is noise, else an empty string.
+
+    Args:
+        seconds: of each run over a quarter of the images, and over all of them.
+    """
+    between = statistics.median(whole - quarter for quarter, whole in seconds)
+    if between >= LEAST_SECONDS:
+        return ""
+    return (
+        f"of {between:.1f} s, and rates of less than {LEAST_SECONDS:.0f} s are noise: give more "
+        "images"
+    )
 
 
 def run_in_turn(

@@ -6,15 +6,23 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cxr_spark.benchmark.pairs import marginal, quarter_and_whole, rates_of, run_in_turn
+from cxr_spark.benchmark.pairs import (
+    marginal,
+    quarter_and_whole,
+    rates_of,
+    run_in_turn,
+    tell_brief,
+)
 from cxr_spark.benchmark.rows import (
     MeasurementError,
     Row,
@@ -84,7 +92,9 @@ def takes_cores(program: Path) -> bool:
     return re.search(r"--cores(?![\w-])", said) is not None
 
 
-def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row]:
+def measure_peer(
+    peer: Peer, ours: Ours, n_images: int, repeat: int, *, first: Ours | None = None
+) -> list[Row]:
     """Return the rows of marginal rates and of whole processes; one row if either side fails.
 
     A marginal rate takes a quarter and the whole: of our whole processes, and of the work that a
@@ -95,6 +105,8 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
         ours: runs ours.
         n_images: the whole.
         repeat: how many pairs.
+        first: runs ours as the first process with new weights, which freezes the backbone; it is
+            compared as well where whole processes have a target.
     """
     what, sizes = _against(peer), quarter_and_whole(n_images)
     target = _target(peer, "marginal")
@@ -107,17 +119,33 @@ def measure_peer(peer: Peer, ours: Ours, n_images: int, repeat: int) -> list[Row
     against, rate, rows = f"{peer.name}.py", partial(marginal, n_images), list[Row]()
     try:
         pairs, note = rates_of(turns, rate, marginal_of)
+        brief = tell_brief([(quarter, whole) for (quarter, _), (whole, _) in turns.runs])
+        note = "; ".join(filter(None, [note, brief]))
         rows.append(ratio_row(f"marginal, {what}", against, pairs, target=target, note=note))
     except MeasurementError as error:
         rows.append(failed_row(f"marginal, {what}", error, target=target))
     target = _target(peer, "whole process")
     rows.append(ratio_row(f"whole process, {what}", against, whole, target=target, note=turns.note))
+    if first is not None and target is not None:
+        rows += _first_processes(peer, first, [other for _, (_, other) in turns.runs])
     ends = [(quarter, total) for (quarter, _), (total, _) in turns.runs if total > quarter]
     if ends:
         fixed = [total - n_images / rate(quarter, total) for quarter, total in ends]
         told = "of our whole process: what does not grow with images"
         rows.append(rate_row(f"fixed part, {what}", fixed, unit="s", note=told))
     return rows
+
+
+def _first_processes(peer: Peer, first: Ours, others: Sequence[PeerRun]) -> list[Row]:
+    """Return the row of whole processes that freeze the backbone, against a program's."""
+    what, pairs = f"first process, {_against(peer)}", list[tuple[float, float]]()
+    try:
+        for other in others:
+            pairs.append((other.n_images / first(other.n_images), other.n_images / other.total))
+    except MeasurementError as error:
+        return [failed_row(what, error)]
+    note = "ours freezes the backbone first, as with new weights"
+    return [ratio_row(what, f"{peer.name}.py", pairs, note=note)]
 
 
 def _target(peer: Peer, measure: Measure) -> float | None:
@@ -225,24 +253,31 @@ def run_process(
         core: the only one that it may use.
 
     Raises:
-        MeasurementError: it failed, or took longer than an hour; says its last line.
+        MeasurementError: it failed, or took longer than an hour; says its last line. What it has
+            started is ended with it.
     """
     name = next((Path(part).name for part in command if part.endswith(".py")), command[0])
     if core is not None:
         command = ["taskset", "--cpu-list", str(core), *command]
     began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, env={**_environment(), **(environment or {})}, capture_output=True, text=True,
-            check=False, timeout=LIMIT_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"{name} took longer than {LIMIT_SECONDS:.0f} s") from None
+    with subprocess.Popen(
+        command, env={**_environment(), **(environment or {})}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            told, failed = process.communicate(timeout=LIMIT_SECONDS)
+        except BaseException as error:
+            # What it has started would compute on beside the next measurement.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise MeasurementError(f"{name} took longer than {LIMIT_SECONDS:.0f} s") from None
+            raise
     seconds = time.perf_counter() - began
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise MeasurementError(f"{name} failed with status {done.returncode}: {said[:200]}")
-    return seconds, done.stdout
+    if process.returncode:
+        said = (failed.strip() or told.strip() or "it said nothing").splitlines()[-1]
+        raise MeasurementError(f"{name} failed with status {process.returncode}: {said[:200]}")
+    return seconds, told
 
 
 def _environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,12 @@ def write_plot(file: Path, rows: Sequence[Row], title: str) -> bool:
 
     ratios = [row for row in rows if row.ratio is not None]
     rates = [row for row in rows if row.rate is not None and row.unit != "s"]
-    panels = [(draw, own) for draw, own in ((_ratios, ratios), (_rates, rates)) if own]
+    curves = [row for row in rows if row.curve]
+    drawn = ((_ratios, ratios), (_rates, rates), (_curves, curves))
+    panels = [(draw, own) for draw, own in drawn if own]
     if not panels:
         return False
-    heights = [0.3 * len(own) + 0.75 for _, own in panels]
+    heights = [2.0 if draw is _curves else 0.3 * len(own) + 0.75 for draw, own in panels]
     with matplotlib.rc_context(_STYLE):
         figure = Figure((_WIDTH_INCHES, sum(heights) + 0.4), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
@@ -64,6 +67,17 @@ def _rates(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 3, max(values) * 4)
     axes.set_xlabel("images/s, unless said otherwise")
+
+
+def _curves(axes: Any, rows: Sequence[Row]) -> None:
+    for row, colour in zip(rows, itertools.cycle(COLOURS), strict=False):
+        seconds, values = zip(*row.curve, strict=True)
+        what = f"{row.what.partition(',')[0]}, {row.against_what or 'it'} ({row.unit})"
+        axes.plot(seconds, values, color=colour, linewidth=1.2, label=what)
+    axes.set_ylim(0, 1.25 * max(value for row in rows for _, value in row.curve))
+    axes.set_xlabel("seconds, of the last run")
+    axes.tick_params(labelsize=7.5)
+    axes.legend(loc="lower right", fontsize=7.5, frameon=False)
 
 
 def _bars(axes: Any, labels: list[str], values: list[float], colours: list[str]) -> None:

@@ -34,6 +34,7 @@ class Row:
         quartiles: the first and the third of ``ratio``; of ``rate`` where there is no ratio.
         n_pairs: how many measurements the medians are of.
         note: why there is no number, or what else to know.
+        curve: what was seen over time, (seconds, in ``unit``); most rows have none.
     """
 
     what: str
@@ -47,6 +48,7 @@ class Row:
     quartiles: tuple[float, float] | None = None
     n_pairs: int = 0
     note: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 def rate_row(what: str, rates: Sequence[float], *, unit: str = "images/s", note: str = "") -> Row:

@@ -163,7 +163,7 @@ def _check_sections(given: dict[str, Any]) -> tuple[str, ...]:
                 "device has. Received: both"
             )
         return ("engine",)
-    for name in ("grid", "peers"):
+    for name in ("pass", "grid", "peers"):
         if asked and name in asked and given["peers"] is None:
             raise UserError(f"Expected --peers with the section {name}. Received: none")
     return tuple(asked or BY_DEFAULT)

@@ -242,7 +242,10 @@ def _run_peers(
             if program.stem == GRID:
                 measure = partial(measure_whole, peer, partial(submitter.grid, backbone))
             else:
-                measure = partial(measure_peer, peer, partial(submitter.extract, [backbone]))
+                measure = partial(
+                    measure_peer, peer, partial(submitter.extract, [backbone]),
+                    first=partial(submitter.extract_first, [backbone]),
+                )  # fmt: skip
             what = f"{backbone} by {program.stem}"
             add(_rows(what, partial(measure, n_images, settings.repeat)))
 

@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -95,14 +95,14 @@ def make_extractor(
     one row of stage 'features' stands for a group of images.
 
     On a processor one thread does it all in turn, since every core has such a task. For a GPU
-    ``task_cpus`` threads decode the next rows, another computes, and this one hands over results.
+    ``task_cpus`` threads decode the next rows, another computes, and this one makes rows of what
+    was computed, so that the GPU does not wait for them.
     """
     columns = list(result_columns(feature_maps))
 
     def extract(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         device = task_device(placement)
-        results = _extract(frames, extractions, image_size, placement, device, columns)
-        return in_background(results) if device.kind == "GPU" else results
+        return _extract(frames, extractions, image_size, placement, device, columns)
 
     return extract
 
@@ -169,27 +169,60 @@ def _extract(
         stack.enter_context(closing(prepared))
         batched = batch_groups(prepared, batch_size, on_gpu=on_gpu)
         stack.enter_context(closing(batched))  # before what it takes its groups of
-        for rows, images, batches in batched:
-            usable, errors = _divide(rows, images)
-            if len(errors):
-                yield _without_features(errors, columns)
-            if not len(usable):
-                continue
-            keys = sum_text([usable[name] for name in KEY_COLUMNS])
-            for extraction, forward in zip(extractions, forwards, strict=True):
-                outputs = run_batches(forward, batches)
-                if problem := _find_degenerate(
-                    extraction.identity.fingerprint, outputs[0], batches.pixels
-                ):
-                    told = f"{extraction.identity.backbone} gave features that are {problem}"
-                    failed = usable.head(1).assign(stage="features", error=told)
-                    yield _without_features(failed, columns)
-                    continue
+        computed = _compute(batched, extractions, forwards)
+        if on_gpu:
+            computed = in_background(computed)
+        stack.enter_context(closing(computed))
+        usable, keys = pd.DataFrame(), np.empty(0, np.int64)
+        for step in computed:
+            if isinstance(step, _Group):
+                usable, errors = _divide(step.rows, step.images)
+                if len(usable):
+                    keys = sum_text([usable[name] for name in KEY_COLUMNS])
+                if len(errors):
+                    yield _without_features(errors, columns)
+            elif step.problem:
+                told = f"{step.extraction.identity.backbone} gave features that are {step.problem}"
+                failed = usable.head(1).assign(stage="features", error=told)
+                yield _without_features(failed, columns)
+            else:
                 yield usable.assign(
-                    fingerprint=extraction.identity.fingerprint,
+                    fingerprint=step.extraction.identity.fingerprint,
                     keys_checksum=keys,
-                    **stored_features(outputs),
+                    **stored_features(step.outputs),
                 ).reindex(columns=columns)
+
+
+class _Group(NamedTuple):
+    """Images that were prepared, before what is computed of them."""
+
+    rows: pd.DataFrame
+    images: list[PreparedImage]
+
+
+class _Computed(NamedTuple):
+    """What a backbone makes of the usable images of the group before, or why it is of no use."""
+
+    extraction: Extraction
+    outputs: tuple[npt.NDArray[Any], ...]
+    problem: str | None
+
+
+def _compute(
+    batched: Iterable[tuple[pd.DataFrame, list[PreparedImage], Batches]],
+    extractions: Sequence[Extraction],
+    forwards: Sequence[Forward],
+) -> Generator[_Group | _Computed]:
+    """Yield each group, and then what each backbone makes of it."""
+    for rows, images, batches in batched:
+        yield _Group(rows, images)
+        if not batches.pixels:
+            continue
+        for extraction, forward in zip(extractions, forwards, strict=True):
+            outputs = run_batches(forward, batches)
+            fingerprint = extraction.identity.fingerprint
+            problem = _find_degenerate(fingerprint, outputs[0], batches.pixels)
+            yield _Computed(extraction, outputs, problem)
 
 
 # The first image of each extraction that this process computed: its pixels and pooled features.

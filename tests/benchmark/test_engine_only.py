@@ -15,6 +15,7 @@ import pytest
 from cxr_spark.benchmark import engine
 from cxr_spark.benchmark.engine import EngineResult
 from cxr_spark.benchmark.images import find_images
+from cxr_spark.engine.device import PRETEND
 from tests.benchmark.test_peers import settings
 from tests.conftest import ROOT
 from tests.test_jobs import python
@@ -80,13 +81,14 @@ def test_it_runs_with_neither_spark_nor_petastorm(tmp_path: Path, phantoms: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bench.json", "bench.png", "blocked"]
 
 
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_it_runs_without_tensorflow_where_keras_has_another_backend(
-    tmp_path: Path, phantoms: Path
+    tmp_path: Path, phantoms: Path, backend: str
 ) -> None:
-    interpreter = os.environ.get("CXR_JAX_PYTHON")
+    interpreter = os.environ.get(f"CXR_{backend.upper()}_PYTHON")
     if interpreter is None:
-        pytest.skip("make test-jax installs JAX and names its Python by CXR_JAX_PYTHON")
-    check(run_engine(tmp_path, "jax", phantoms, interpreter), "jax")
+        pytest.skip(f"make test-{backend} installs {backend} and names its Python by a variable")
+    check(run_engine(tmp_path, backend, phantoms, interpreter), backend)
 
 
 def test_what_it_needs_can_be_imported_without_tensorflow(tmp_path: Path) -> None:
@@ -159,6 +161,40 @@ def test_a_gpu_is_compared_with_decoding_alone_forward_alone_and_an_a100(
     assert why_none in row.note
 
 
+def test_what_a_gpu_runs_is_run_on_a_pretended_one(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the device is real: threads that read and decode, whole batches, XLA, the loss."""
+    monkeypatch.setenv(PRETEND, "1")
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_cpu_global_jit")
+    monkeypatch.setattr(engine, "count_cores", lambda: 2)
+    asked = settings(backbones=("MobileNetV3Small",), repeat=1)
+    result = engine.measure_engine(asked, [find_images(phantoms, 40, "phantoms")], seconds=0.0)
+    assert (result.device["kind"], result.device["backend"]) == ("GPU", "tensorflow")
+    rows = {row.what: row for row in result.rows}
+    for precision in ("", " float16", " bfloat16"):
+        row = rows[f"core, MobileNetV3Small{precision}, phantoms"]
+        assert row.against_what == "the slower of decoding and forward alone"
+        assert row.rate is not None
+        assert row.rate > 0
+    assert rows["core, MobileNetV3Small, phantoms"].target == 0.85
+    told = "differs from float32 by "
+    losses = [rows[f"core, MobileNetV3Small {p}, phantoms"].note for p in ("float16", "bfloat16")]
+    assert all(note.startswith(told) for note in losses), losses
+
+
+def test_a_gpu_that_the_backend_does_not_see_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    for kind, warned in (("CPU", True), ("GPU", False)):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="cxr_spark"):
+            engine._tell_device({"backend": "jax", "kind": kind, "name": "processor"})
+        assert f"engine: Keras on jax, processor ({kind})" in caplog.text
+        assert ("jax sees none" in caplog.text) == warned
+
+
 def test_images_that_cannot_be_used_are_a_line_and_no_number(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(8):
@@ -182,6 +218,7 @@ def test_images_that_cannot_be_used_are_a_line_and_no_number(tmp_path: Path) -> 
         (["--weights", "{tmp}"], "MobileNetV3Small.weights.h5"),
         (["--sections", "engin"], "Did you mean 'engine'"),
         (["--sections", "grid"], "Expected --peers"),
+        (["--sections", "pass"], "Expected --peers"),
         (["--engine-only", "--peers", "{tmp}"], "without --peers"),
         (["--engine-only", "--sections", "engine,reader"], "other --sections"),
     ],

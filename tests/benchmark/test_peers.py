@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cxr_spark.benchmark import peers
 from cxr_spark.benchmark.ours import peer_weights
 from cxr_spark.benchmark.peers import (
     Peer,
@@ -70,6 +72,51 @@ def test_pairs_give_the_marginal_rates_of_both_and_their_ratio(tmp_path: Path) -
     assert whole.against > whole.rate  # the process does nothing but start
     assert whole.target is whole.met is None
     assert (fixed.rate, fixed.unit) == (pytest.approx(START), "s")
+
+
+def test_first_processes_are_compared_where_whole_ones_have_a_target(tmp_path: Path) -> None:
+    def first(n_images: int) -> float:
+        return ours(n_images) + 4.0
+
+    recipe, other = (peer(tmp_path, name, WORKING) for name in ("spark_recipe", "keras_loop"))
+    _, whole, row, _ = measure_peer(recipe, ours, 400, 2, first=first)
+    assert row.what == "first process, " + whole.what.removeprefix("whole process, ")
+    assert row.rate == pytest.approx(400 / (START + 4 + 4))
+    assert row.against == whole.against
+    assert (row.n_pairs, row.target, row.met) == (2, None, None)
+    assert len(measure_peer(other, ours, 400, 1, first=first)) == 3
+
+
+def test_what_a_process_has_started_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "LIMIT_SECONDS", 2.0)
+    file = tmp_path / "pid"
+    started = f"sleep 60 & echo $! > {file}; wait"
+    with pytest.raises(MeasurementError, match="took longer than 2 s"):
+        run_process(["sh", "-c", started])
+    pid = int(file.read_text())
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return status[0] != "Z"
+
+
+def test_short_runs_are_said_to_be_noise(tmp_path: Path) -> None:
+    program = peer(tmp_path, "keras_loop", WORKING)
+    marginal, *_ = measure_peer(program, ours, 400, 2)
+    assert marginal.note == "of 3.0 s, and rates of less than 10 s are noise: give more images"
+    marginal, *_ = measure_peer(program, ours, 1600, 1)
+    assert marginal.note == ""
 
 
 def test_ours_and_the_peer_take_turns_in_going_first(tmp_path: Path) -> None:

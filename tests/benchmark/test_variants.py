@@ -142,7 +142,27 @@ os.wait()
     assert row.against is not None
     assert row.against - row.rate == pytest.approx(60, abs=5)
     assert (row.unit, row.met) == ("MB", False)
-    assert row.note.startswith("resident over the last run: ")
+    seconds, resident = zip(*row.curve, strict=True)
+    assert seconds[0] == 0
+    assert 0.5 < seconds[-1] < 2
+    assert max(resident) <= row.against
+
+    # Its own command line has no such word.
+    command = f"[sys.executable, '-c', {worker!r}, 'pyspark.' + 'daemon', '60']"
+    two = f"""
+import subprocess, sys
+running = [subprocess.Popen({command}) for _ in range(2)]
+assert not any(process.wait() for process in running)
+"""
+
+    class Two:
+        def extract(self, *_: Any, **__: Any) -> float:
+            subprocess.run([sys.executable, "-c", two], check=True)
+            return 1.0
+
+    shared: Any = Two()
+    with pytest.raises(MeasurementError, match="2 Python workers shared what one was to do"):
+        measure_memory(trial(shared))
 
     class Nothing:
         def extract(self, *_: Any, **__: Any) -> float:
