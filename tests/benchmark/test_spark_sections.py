@@ -34,7 +34,7 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     out = tmp_path / "bench.json"
     done = submit(
         "jobs/benchmark.py", "--images", str(phantoms), "--limit", "40", "--repeat", "1",
-        "--sections", "reader,training", "--feature-maps",
+        "--sections", "extraction,reader,training", "--feature-maps",
         "--peers", str(tmp_path / "peers"), "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
@@ -42,6 +42,7 @@ def test_the_job_runs_its_sections_and_a_program(phantoms: Path, tmp_path: Path)
     assert content["complete"] is True
     rows = {row["what"]: row for row in content["rows"]}
     assert {
+        "extraction, MobileNetV3Small, phantoms",
         "reader, pooled, MobileNetV3Small",
         "reader, feature_map, MobileNetV3Small",
         "reader, pooled, drawn",
@@ -188,7 +189,7 @@ def test_every_section_that_runs_jobs_gives_its_rows(phantoms: Path, tmp_path: P
     done = submit(
         "jobs/benchmark.py", "--images", str(phantoms), "--limit", "80", "--repeat", "1",
         "--sections", "extraction,maps,cores,pass,growth,grid",
-        "--backbones", "MobileNetV3Small,DenseNet121", "--peers", str(peers), "--out", str(out),
+        "--peers", str(peers), "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     content = json.loads(out.read_text())

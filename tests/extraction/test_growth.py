@@ -77,7 +77,7 @@ def extract_tiny(folder: Path, n_images: int) -> dict[str, float]:
     with (
         looking(WORKER, forked=True) as workers,
         looking(b"org.apache.spark.deploy.SparkSubmit") as jvms,
-        looking(b"\0jobs/extract.py\0--config") as drivers,
+        looking(b"/extract.py\0--config") as drivers,
     ):
         done = subprocess.run(
             [
