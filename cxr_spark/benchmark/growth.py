@@ -108,7 +108,7 @@ class Look(NamedTuple):
 
 @contextmanager
 def looking(marker: bytes, *, forked: bool = False) -> Iterator[dict[int, list[Look]]]:
-    """Look at processes that this one has started, directly or not, while the block runs.
+    """Look at processes that this one starts, directly or not, while the block runs.
 
     Args:
         marker: what stands in their command lines.
@@ -119,11 +119,14 @@ def looking(marker: bytes, *, forked: bool = False) -> Iterator[dict[int, list[L
     """
     seen: dict[int, list[Look]] = {}
     ended, failures = threading.Event(), list[Exception]()
+    before = {pid for pid, _ in _processes(marker, forked=forked)}
 
     def look() -> None:
         try:
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
                 for pid, told in _processes(marker, forked=forked):
+                    if pid in before:
+                        continue
                     peak, resident = _mb(told["VmHWM"]), _mb(told["VmRSS"])
                     seen.setdefault(pid, []).append(Look(time.monotonic(), peak, resident))
         except Exception as error:  # it is raised where the looks are wanted
