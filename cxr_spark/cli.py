@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cxr_spark.errors import RunFailed, UserError, nearest, without_credentials
-from cxr_spark.files import image_root, local_path, without_secret
+from cxr_spark.files import local_path, root, without_secret
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
@@ -67,7 +67,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "features": {
         "metavar": "DIR",
-        "help": "the features folder, at the same path on driver and executors",
+        "help": "the features folder, at the same path on driver and executors; or its URI, as "
+        "s3a://BUCKET/FOLDER",
     },
     "run": {
         "metavar": "DIR",
@@ -156,6 +157,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
 
 
 _FOLDERS = {"images", "features", "run", "out", "peers"}
+_BY_URI = {"images", "features"}
 
 
 def parse_flags(
@@ -195,7 +197,7 @@ def parse_flags(
 
 def _mounted(flag: str, folder: str) -> str:
     try:
-        return image_root(folder) if flag == "images" else local_path(folder)
+        return root(folder) if flag in _BY_URI else local_path(folder)
     except ValueError as error:
         told = f"Expected --{flag} to be {error}. Received: {without_secret(folder)}"
         raise UserError(told) from None

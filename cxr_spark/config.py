@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cxr_spark.errors import UserError, nearest, one_of
-from cxr_spark.files import image_root, local_path, without_secret
+from cxr_spark.files import local_path, root, without_secret
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -159,12 +159,12 @@ class Experiment(_Section):
     refresh: bool = False
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
 
-    @field_validator("images")
+    @field_validator("images", "features")
     @classmethod
-    def _an_image_root(cls, value: str | None) -> str | None:
-        return None if value is None else image_root(value)
+    def _a_root(cls, value: str | None) -> str | None:
+        return None if value is None else root(value)
 
-    @field_validator("features", "run")
+    @field_validator("run")
     @classmethod
     def _a_folder(cls, value: str | None) -> str | None:
         return None if value is None else local_path(value)

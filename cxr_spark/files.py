@@ -36,8 +36,8 @@ _QUERIES = {"s3": {"region", "scheme", "endpoint_override"}}
 _QUERIES |= {"s3a": _QUERIES["s3"], "gs": {"scheme", "endpoint_override"}}
 
 
-def image_root(text: str) -> str:
-    """Return an image root: a path as ``local_path`` gives, or the URI of another file system.
+def root(text: str) -> str:
+    """Return a root of images or features: a path, as ``local_path`` gives, or another's URI.
 
     Raises:
         ValueError: the URI has what may be a secret, which every record of the images would tell,
@@ -79,15 +79,10 @@ def local_path(text: str) -> str:
         return text
     if found[1].lower() != "file" or re.match("file://[^/]", text, re.IGNORECASE):
         raise ValueError(
-            "a folder that driver and executors have mounted at the same path: in this version "
-            "only --images may lie on object stores and HDFS (s3a:, gs:, abfss:, hdfs:)"
+            "a folder that driver and executors have mounted at the same path: only --images and "
+            "--features may lie on object stores and HDFS (s3a:, gs:, abfss:, hdfs:)"
         )
     return "/" + text[len("file:") :].lstrip("/")
-
-
-def location(folder: Path) -> str:
-    """Return a local or mounted folder as Spark and petastorm take it: a URI, nothing encoded."""
-    return "file://" + os.path.abspath(folder)
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -203,13 +198,24 @@ def replacing(file: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside first, then in its place."""
+class Writable(Protocol):
+    """A file of a store, which is there whole or not at all."""
+
+    def write_bytes(self, content: bytes) -> int:
+        """Write it, and return the number of bytes."""
+        ...
+
+
+def write_bytes(file: Path | Writable, content: bytes) -> None:
+    """Write a file whole or not at all: a local one beside first, then in its place."""
+    if not isinstance(file, Path):
+        file.write_bytes(content)
+        return
     with replacing(file) as beside:
         beside.write_bytes(content)
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path | Writable, content: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
     text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
     write_bytes(file, text.encode())

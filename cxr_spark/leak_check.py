@@ -27,6 +27,7 @@ from cxr_spark.evaluation.leaks import (
     fit_space,
 )
 from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.paths import AnyPath
 from cxr_spark.training.job import Trained
 from cxr_spark.training.reader import stream_inputs
 from cxr_spark.training.run_folder import read_experiment, update_experiment
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 LEAK_COLUMNS = [field.name for field in dataclasses.fields(Leak)]
 
 
-def check_leaks(run: Path, features: Path, trained_on: Trained) -> None:
+def check_leaks(run: Path, features: AnyPath, trained_on: Trained) -> None:
     """Write leaks.csv, and the section ``leaks`` of experiment.json, where a run lacks them.
 
     Features are those of the run's first extraction.
@@ -69,7 +70,7 @@ def check_leaks(run: Path, features: Path, trained_on: Trained) -> None:
 
 
 def _project(
-    features: Path,
+    features: AnyPath,
     record: ExtractionRecord,
     image_id: npt.NDArray[Any],
     splits: npt.NDArray[np.str_],
@@ -82,7 +83,7 @@ def _project(
 
 
 def _read(
-    features: Path,
+    features: AnyPath,
     record: ExtractionRecord,
     image_id: npt.NDArray[Any],
     rows: npt.NDArray[np.int64],

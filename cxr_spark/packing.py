@@ -29,13 +29,15 @@ from cxr_spark.dataset.pack import (
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.pack_writer import ROWS_A_GROUP, PartWriter, open_part
 from cxr_spark.dataset.phantoms import MARKER, holds_phantoms
-from cxr_spark.dataset.remote import is_remote, read_ahead, read_remote
+from cxr_spark.dataset.remote import read_ahead, read_remote
 from cxr_spark.dataset.root import as_listed, check_root, list_images, no_images
 from cxr_spark.errors import RunFailed, UserError
 from cxr_spark.extraction.account import most_frequent
 from cxr_spark.extraction.lock import LOCK_NAME, locked
 from cxr_spark.extraction.store import schema
-from cxr_spark.files import Source, check_writable, disk_is_full, location
+from cxr_spark.files import Source, check_writable, disk_is_full
+from cxr_spark.filesystems import is_remote
+from cxr_spark.paths import location
 from cxr_spark.spark import open_session
 from cxr_spark.spark_jobs import Progress, described, errors_of_tasks
 

@@ -24,6 +24,7 @@ from cxr_spark.evaluation.rules import Rules
 from cxr_spark.extraction.lock import locked
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.files import check_writable, without_nan, write_json
+from cxr_spark.paths import AnyPath, as_path, check_remote_folder
 from cxr_spark.training.head_table import TABLE, head_table
 from cxr_spark.training.run_folder import (
     AVERAGE,
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 def run_extract(experiment: Experiment) -> None:
     """Extract the features of the experiment's images into its features folder."""
-    images, features = _required(experiment, "images"), Path(_required(experiment, "features"))
+    images, features = _required(experiment, "images"), as_path(_required(experiment, "features"))
     _check_images(experiment, images)
     with _starting(experiment, features, experiment.feature_maps) as (spark, backbones):
         _extract(spark, experiment, images, features, backbones, experiment.feature_maps)
@@ -77,7 +78,7 @@ def run_train(
     from cxr_spark.leak_check import check_leaks
     from cxr_spark.training.job import train
 
-    features, run = (Path(_required(experiment, field)) for field in ("features", "run"))
+    features, run = as_path(_required(experiment, "features")), Path(_required(experiment, "run"))
     check_run(run, experiment)
     with _tracking(run, experiment.mlflow, experiment.name), _alone(run):
         with _keeping(run, command, extraction_seconds):
@@ -338,7 +339,7 @@ def run_grid(experiment: Experiment, *, command: str = "") -> None:
 
 
 def _grid(experiment: Experiment, run: Path, command: str) -> None:
-    features = Path(experiment.features) if experiment.features else run / "features"
+    features = as_path(experiment.features) if experiment.features else run / "features"
     maps = experiment.feature_maps or any(
         head_table(experiment)[head].takes == "feature_map" for head in experiment.heads
     )
@@ -408,16 +409,19 @@ def _check_grid_images(experiment: Experiment) -> None:
 
 @contextmanager
 def _starting(
-    experiment: Experiment, features: Path, feature_maps: bool
+    experiment: Experiment, features: AnyPath, feature_maps: bool
 ) -> Iterator[tuple[SparkSession, Backbones]]:
     """Yield the session, and a function that waits for the backbones, which load while it opens."""
     from cxr_spark.backbones import find_weights
-    from cxr_spark.dataset.remote import is_remote
     from cxr_spark.extraction.load import load_backbones
+    from cxr_spark.filesystems import is_remote
     from cxr_spark.memory import worker_mb
     from cxr_spark.spark import open_session
 
-    check_writable(features, "features")
+    if isinstance(features, Path):
+        check_writable(features, "features")
+    else:
+        check_remote_folder(features, "features")
     if experiment.weights not in ("imagenet", "random"):
         for name in experiment.backbones:  # a wrong folder is told before anything starts
             find_weights(name, experiment.weights)
@@ -452,7 +456,7 @@ def _extract(
     spark: SparkSession,
     experiment: Experiment,
     images: str,
-    features: Path,
+    features: AnyPath,
     backbones: Backbones,
     feature_maps: bool,
 ) -> list[ExtractionRecord]:

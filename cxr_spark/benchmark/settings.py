@@ -9,10 +9,10 @@ from typing import Any
 
 from cxr_spark.backbones import BACKBONES, PRECISIONS, find_weights
 from cxr_spark.dataset.pack import check_pack, is_pack
-from cxr_spark.dataset.remote import is_remote
 from cxr_spark.dataset.root import list_images, no_images
 from cxr_spark.errors import UserError, one_of
 from cxr_spark.files import check_writable
+from cxr_spark.filesystems import is_remote
 
 # With --peers they are run whatever the sections, but for those of OF_PROCESSES alone; 'peers'
 # alone is nothing but them.

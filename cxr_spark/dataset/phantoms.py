@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cxr_spark.dataset.remote import has_file, is_remote
+from cxr_spark.dataset.remote import has_file
 from cxr_spark.errors import UserError
+from cxr_spark.filesystems import is_remote
 
 MARKER = "_phantoms.json"
 NOTICE = "generated chest phantoms, no X-rays"

@@ -1,7 +1,4 @@
-"""Images on object stores and HDFS: a walk over a root by its URI, and bytes before they are asked.
-
-One place turns a URI into a file system, of pyarrow where it has one, else of fsspec.
-"""
+"""Images on object stores and HDFS: a walk over a root by its URI, and bytes read ahead."""
 
 from __future__ import annotations
 
@@ -9,61 +6,23 @@ import errno
 import functools
 import threading
 import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from cxr_spark.dataset.listing import IMAGE_SUFFIXES, LATEST_US, FoundImage
 from cxr_spark.errors import UserError
-from cxr_spark.files import MAX_BYTES, URI, Source
+from cxr_spark.files import MAX_BYTES, Source
+from cxr_spark.filesystems import join, kind_of, locate
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pyarrow.fs import FileInfo, FileSystem
 
-# Hadoop's name of a file system, and pyarrow's.
-ARROW_SCHEMES = {"s3a": "s3", "s3": "s3", "gs": "gs", "hdfs": "hdfs", "viewfs": "viewfs"}
 # An image takes three requests of tens of milliseconds, in which a core decodes tens of images; at
 # most 25 connections are open at once. Ahead are the images of a group, while one is computed.
 # A worker has two groups at a time, of which these are the bytes of one.
 THREADS, IMAGES_AHEAD, BYTES_AHEAD = 24, 256, MAX_BYTES // 2
 WAITS_S = (1.0, 4.0)  # before a folder is listed again
-
-
-def is_remote(root: str | Path) -> bool:
-    """Return whether an image root is the URI of something else than a mounted folder."""
-    found = URI.match(str(root))
-    return found is not None and found[1].lower() not in ("file", "pack")
-
-
-# pyarrow 14 was seen to crash where several threads were the first to ask for S3.
-_connecting = threading.Lock()
-
-
-@functools.cache
-def _connect(scheme: str, authority: str, query: str) -> tuple[FileSystem, str]:
-    """Return the file system, and what stands before a URI's path in the paths that it takes."""
-    from pyarrow import fs
-
-    if scheme in ARROW_SCHEMES:
-        parts = (ARROW_SCHEMES[scheme], authority, "" if authority else "/", query, "")
-        connected, base = fs.FileSystem.from_uri(urllib.parse.urlunsplit(parts))
-    else:
-        import fsspec  # type: ignore[import-untyped]
-
-        # Or a worker would see for ever what it saw first.
-        handler, base = fsspec.core.url_to_fs(f"{scheme}://{authority}/", use_listings_cache=False)
-        connected = fs.PyFileSystem(fs.FSSpecHandler(handler))
-    return connected, base.rstrip("/")
-
-
-def _locate(uri: str) -> tuple[FileSystem, str]:
-    parts = urllib.parse.urlsplit(uri)
-    with _connecting:
-        connected, base = _connect(parts.scheme.lower(), parts.netloc, parts.query)
-    return connected, base + urllib.parse.unquote(parts.path)
 
 
 def check_remote_root(root: str) -> None:
@@ -74,18 +33,7 @@ def check_remote_root(root: str) -> None:
     """
     from pyarrow.fs import FileType
 
-    try:
-        files, path = _locate(root)
-        kind = files.get_file_info(path).type
-    except ImportError as error:
-        raise UserError(
-            f"Expected the package that reads {root} on driver and executors. Received: {error}"
-        ) from error
-    except Exception as error:  # each file system has its own
-        told = str(error).strip().splitlines()
-        raise UserError(
-            f"Expected a folder under --images. Received: {root} ({told[0] if told else error!r})"
-        ) from error
+    kind = kind_of(root, "images")
     if kind != FileType.Directory:
         what = "a file" if kind == FileType.File else "nothing is there"
         raise UserError(f"Expected a folder under --images. Received: {root} ({what})")
@@ -97,11 +45,11 @@ def walk_remote(root: str) -> Iterator[FoundImage]:
     Raises:
         UserError: a folder cannot be listed; one that was left out would be images lost.
     """
-    files, top = _locate(root)
+    files, top = locate(root)
     top = top.rstrip("/")
 
     def entries(prefix: str) -> Iterator[FoundImage | str]:
-        listed = _list_folder(files, f"{top}/{prefix}".rstrip("/") or "/", _join(root, prefix))
+        listed = _list_folder(files, f"{top}/{prefix}".rstrip("/") or "/", join(root, prefix))
         files_here = {key for key, _ in listed if not key.endswith("/")}
         for key, info in listed:
             relative = prefix + key.rstrip("/")
@@ -109,7 +57,7 @@ def walk_remote(root: str) -> Iterator[FoundImage]:
             again = key.endswith("/") and key[:-1] in files_here
             if relative.lower().endswith(_SUFFIXES) and not again:
                 length = -1 if info.size is None else info.size
-                uri = _join(root, relative)
+                uri = join(root, relative)
                 yield FoundImage(_image_id(relative), uri, length, _modified_us(info))
             if key.endswith("/"):
                 yield prefix + key
@@ -123,14 +71,6 @@ def walk_remote(root: str) -> Iterator[FoundImage]:
             yield entry
         else:
             levels.append(entries(entry))
-
-
-def _join(root: str, relative: str) -> str:
-    """Return the URI of what lies under a root; names are quoted, and nothing twice."""
-    parts = urllib.parse.urlsplit(root)
-    folder = urllib.parse.unquote(parts.path).rstrip("/")
-    path = urllib.parse.quote(f"{folder}/{relative}")
-    return f"{parts.scheme}://{parts.netloc}{path}" + (f"?{parts.query}" if parts.query else "")
 
 
 _SUFFIXES = tuple(suffix.decode() for suffix in IMAGE_SUFFIXES)
@@ -204,12 +144,12 @@ def read_remote(root: str, name: str) -> bytes:
     Raises:
         OSError: it cannot be read, or is too large.
     """
-    return _read(_join(root, name), -1)[0]
+    return _read(join(root, name), -1)[0]
 
 
 def has_file(root: str, name: str) -> bool:
     """Return whether a root holds a file of a name."""
-    files, path = _locate(_join(root, name))
+    files, path = locate(join(root, name))
     return bool(files.get_file_info(path).is_file)
 
 
@@ -220,7 +160,7 @@ def _read(uri: str, length: int) -> tuple[bytes, FileInfo]:
     """
     most = MAX_BYTES if length < 0 else length
     try:
-        files, path = _locate(uri)
+        files, path = locate(uri)
         if length < 0 and (size := files.get_file_info(path).size) is not None:
             most = size
         if most > MAX_BYTES:

@@ -27,12 +27,12 @@ from cxr_spark.dataset.pack import (
 from cxr_spark.dataset.remote import (
     RemoteImage,
     check_remote_root,
-    is_remote,
     read_remote,
     walk_remote,
 )
 from cxr_spark.errors import UserError
 from cxr_spark.files import read_whole
+from cxr_spark.filesystems import is_remote
 
 if TYPE_CHECKING:
     from cxr_spark.dataset.pack_reader import Packed, PackReader

@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from cxr_spark.extraction.shards import Failure
 from cxr_spark.extraction.store import ERROR_COLUMNS, MANIFEST_COLUMNS, schema
-from cxr_spark.files import location
+from cxr_spark.paths import AnyPath, location
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -28,10 +27,10 @@ ERRORS_ALLOWED = 10
 
 
 def read_columns(
-    spark: SparkSession, places: Path | Sequence[Path], columns: dict[str, str]
+    spark: SparkSession, places: AnyPath | Sequence[AnyPath], columns: dict[str, str]
 ) -> DataFrame:
     """Return stored columns; to have Spark look for their types would take it a job."""
-    paths = [places] if isinstance(places, Path) else places
+    paths = places if isinstance(places, Sequence) else [places]
     return spark.read.schema(schema(columns)).parquet(*(location(path) for path in paths))
 
 
@@ -53,7 +52,7 @@ class Remaining:
 
 
 def find_remaining(
-    spark: SparkSession, manifest: DataFrame, files: Sequence[Path], failures: Sequence[Failure]
+    spark: SparkSession, manifest: DataFrame, files: Sequence[AnyPath], failures: Sequence[Failure]
 ) -> Remaining:
     """Return the images that have neither features nor a reason that would be found again.
 
@@ -78,7 +77,9 @@ def find_remaining(
     return Remaining(images, row["n"], row["digest"] or 0, n_stale)
 
 
-def stale_files(spark: SparkSession, manifest: DataFrame, files: Sequence[Path]) -> list[Path]:
+def stale_files(
+    spark: SparkSession, manifest: DataFrame, files: Sequence[AnyPath]
+) -> list[AnyPath]:
     """Return the files with rows whose image is not in the manifest, or not as it was."""
     stale = []
     for file in files:

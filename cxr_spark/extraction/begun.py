@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.extraction.account import read_columns
@@ -18,6 +17,7 @@ from cxr_spark.extraction.store import (
     read_errors,
     read_record,
 )
+from cxr_spark.paths import AnyPath
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -33,8 +33,8 @@ class Outputs:
         feature_maps: whether maps are asked for.
     """
 
-    features: Path
-    staging: Path
+    features: AnyPath
+    staging: AnyPath
     feature_maps: bool
 
     def manifest(self, spark: SparkSession) -> DataFrame:
@@ -56,7 +56,7 @@ class Begun:
     """
 
     backbone: LoadedBackbone
-    parts: Path
+    parts: AnyPath
     finished: ExtractionRecord | None
     shards: tuple[Shard, ...]
     failures: tuple[Failure, ...]
@@ -68,7 +68,7 @@ class Begun:
         names = self.finished.files if self.finished else {}
         return [name for name in names if name not in replaced]
 
-    def files(self, features: Path) -> list[Path]:
+    def files(self, features: AnyPath) -> list[AnyPath]:
         """Return the Parquet files of all features there are."""
         place = features / self.backbone.identity.fingerprint
         return [place / name for name in self.kept] + [f for s in self.shards for f in s.files]

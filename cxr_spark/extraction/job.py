@@ -20,6 +20,8 @@ from cxr_spark.extraction.listing import (
     MANIFEST_RECORD,
     REPLACED,
     accept_listing,
+    is_missing,
+    move_listing,
     stage_listing,
 )
 from cxr_spark.extraction.load import LoadedBackbone
@@ -38,6 +40,7 @@ from cxr_spark.extraction.store import (
 )
 from cxr_spark.extraction.worker import Extraction
 from cxr_spark.files import disk_is_full, refuse_links
+from cxr_spark.paths import AnyPath, move, moves_at_once, remove_tree
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -55,14 +58,14 @@ class ExtractionRequest:
     Attributes:
         experiment: names the adapter and the limit, and what to do with errors and changed images.
         images: the image root: a folder at the same path on driver and executors, or a URI.
-        features: the features folder, at the same path on driver and executors.
+        features: the features folder: at the same path on driver and executors, or by a URI.
         feature_maps: whether to store feature maps beside pooled features.
         demonstration: why the features say nothing of real X-rays, or an empty string.
     """
 
     experiment: Experiment
-    images: str | Path
-    features: Path
+    images: str
+    features: AnyPath
     feature_maps: bool
     demonstration: str = ""
 
@@ -96,7 +99,8 @@ def extract(
             full.
     """
     features = request.features
-    refuse_links(features, "features")
+    if isinstance(features, Path):
+        refuse_links(features, "features")
     created = not features.exists()
     features.mkdir(parents=True, exist_ok=True)
     try:
@@ -158,25 +162,28 @@ def _extract(
     return [_record_of(request, backbone) for backbone in backbones]
 
 
-def _tell_room(features: Path) -> str:
-    free = shutil.disk_usage(features).free / 2**20
+def _tell_room(features: AnyPath) -> str:
+    free = ""
+    if isinstance(features, Path):
+        free = f"{shutil.disk_usage(features).free / 2**20:,.0f} MB are free under {features}; "
     return (
-        f"no room is left on a disk: {free:,.0f} MB are free under {features}; Spark also writes "
+        f"no room is left on a disk: {free}Spark also writes "
         "to its scratch folders (spark.local.dir, by default /tmp). What was computed is kept: "
         "make room and give the same command again"
     )
 
 
-def _clear_staging(features: Path) -> None:
+def _clear_staging(features: AnyPath) -> None:
     """Remove what killed runs were writing when they were, but for a manifest set aside."""
     for replaced in features.glob(f"{STAGING}*/{REPLACED}"):
-        if not (features / "manifest").exists():
-            replaced.rename(features / "manifest")
+        is_whole = moves_at_once(replaced) or (replaced / MANIFEST_RECORD).exists()
+        if is_whole and is_missing(features / "manifest"):
+            move_listing(replaced, features / "manifest")
     for folder in features.glob(f"{STAGING}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder, ignore_errors=True)
 
 
-def clear_extractions(features: Path, fingerprints: Sequence[str]) -> None:
+def clear_extractions(features: AnyPath, fingerprints: Sequence[str]) -> None:
     """Remove the named extractions, and those that are damaged or of an earlier version.
 
     Where none is left, their manifest goes as well, so that images are listed anew.
@@ -184,33 +191,33 @@ def clear_extractions(features: Path, fingerprints: Sequence[str]) -> None:
     for fingerprint in {*fingerprints, *_damaged(features)}:
         clear_parts(features, fingerprint)
         (features / fingerprint / RECORD_NAME).unlink(missing_ok=True)  # first: it vouches for all
-        shutil.rmtree(features / fingerprint, ignore_errors=True)
-        shutil.rmtree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
+        remove_tree(features / fingerprint, ignore_errors=True)
+        remove_tree(features / "errors" / f"fingerprint={fingerprint}", ignore_errors=True)
     if not record_files(features) and not has_parts(features):
         clear_store(features)
 
 
-def clear_store(features: Path) -> None:
+def clear_store(features: AnyPath) -> None:
     """Remove all that a features folder holds of ours; what is not the store's stays."""
     clear_parts(features)
     for record in record_files(features):
         record.unlink()
-        shutil.rmtree(record.parent)
+        remove_tree(record.parent)
     if (features / "manifest" / MANIFEST_RECORD).exists():
         for name in ("errors", "manifest"):
             _remove(features, name)
 
 
-def _remove(features: Path, name: str) -> None:
+def _remove(features: AnyPath, name: str) -> None:
     """Remove a folder at once, or not at all: half a manifest would be nobody's."""
     if (features / name).exists():
         staging = features / f"{STAGING}{uuid.uuid4().hex}"
         staging.mkdir()
-        (features / name).rename(staging / name)
-        shutil.rmtree(staging)
+        move(features / name, staging / name)
+        remove_tree(staging)
 
 
-def _damaged(features: Path) -> list[str]:
+def _damaged(features: AnyPath) -> list[str]:
     """Return the fingerprints of extractions whose record cannot be read."""
     damaged = []
     for file in record_files(features):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_spark.config import Experiment
@@ -15,7 +14,8 @@ from cxr_spark.dataset.manifest import even_sample, read_listing
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.store import LISTING_COLUMNS, parquet_files
-from cxr_spark.files import location, write_json
+from cxr_spark.files import write_json
+from cxr_spark.paths import AnyPath, location, move, moves_at_once, remove_tree
 from cxr_spark.spark_jobs import described, errors_of_tasks
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Listing:
         return (self.n_images, self.digest) == (other.n_images, other.digest)
 
 
-def write_listing_record(manifest: Path, listing: Listing) -> Listing:
+def write_listing_record(manifest: AnyPath, listing: Listing) -> Listing:
     """Write the record into a manifest's folder, and return it with the files that are there.
 
     Without a record the folder is not ours.
@@ -74,11 +74,11 @@ def write_listing_record(manifest: Path, listing: Listing) -> Listing:
     return listing
 
 
-def _files(manifest: Path) -> dict[str, int]:
+def _files(manifest: AnyPath) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in parquet_files(manifest)}
 
 
-def _digests(manifest: Path) -> dict[str, str]:
+def _digests(manifest: AnyPath) -> dict[str, str]:
     digests = {}
     for file in parquet_files(manifest):
         with file.open("rb") as content:
@@ -86,7 +86,7 @@ def _digests(manifest: Path) -> dict[str, str]:
     return digests
 
 
-def read_listing_record(features: Path) -> Listing | None:
+def read_listing_record(features: AnyPath) -> Listing | None:
     """Return the record of a features folder's manifest, or None where it has none.
 
     Raises:
@@ -116,7 +116,7 @@ def read_listing_record(features: Path) -> Listing | None:
 
 
 def stage_listing(
-    spark: SparkSession, experiment: Experiment, images: str | Path, folder: Path
+    spark: SparkSession, experiment: Experiment, images: str, folder: AnyPath
 ) -> Listing:
     """Write every image found under a root to ``folder``, as Parquet, and return what they are.
 
@@ -127,7 +127,7 @@ def stage_listing(
         folder: a new folder.
     """
     dataset, limit = experiment.dataset, experiment.limit
-    found = read_listing(spark, str(images), dataset.adapter, dataset.patient_pattern)
+    found = read_listing(spark, images, dataset.adapter, dataset.patient_pattern)
     with described(spark, f"listing the images under {images}"), errors_of_tasks():
         if limit is not None:
             n_found = found.count()
@@ -139,7 +139,7 @@ def stage_listing(
         return _write_listing(found, folder, limit)
 
 
-def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listing:
+def _write_listing(images: DataFrame, folder: AnyPath, limit: int | None) -> Listing:
     from pyspark.sql import Observation
     from pyspark.sql import functions as F  # noqa: N812
 
@@ -167,7 +167,7 @@ def _write_listing(images: DataFrame, folder: Path, limit: int | None) -> Listin
 
 
 def accept_listing(
-    spark: SparkSession, features: Path, staged: Path, listing: Listing, *, refresh: bool
+    spark: SparkSession, features: AnyPath, staged: AnyPath, listing: Listing, *, refresh: bool
 ) -> Listing:
     """Make the staged listing the store's manifest, or join what is new in it to the manifest.
 
@@ -190,12 +190,12 @@ def accept_listing(
     stored = read_listing_record(features)
     manifest = features / "manifest"
     if stored is None:
-        if manifest.exists():
+        if not is_missing(manifest):
             raise UserError(
                 f"Expected --features to be new or a features folder. Received: {features}, whose "
                 "manifest/ is not ours. Give another --features."
             )
-        staged.rename(manifest)
+        move_listing(staged, manifest)
         return listing
     if stored.is_of_same_images(listing):
         return _follow(manifest, staged, stored, listing)
@@ -210,7 +210,21 @@ def accept_listing(
     return now
 
 
-def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> Listing:
+def is_missing(manifest: AnyPath) -> bool:
+    """Return whether there is no manifest, or what a stopped run had moved of one file by file."""
+    if moves_at_once(manifest) or (manifest / MANIFEST_RECORD).exists():
+        return not manifest.exists()
+    return all(entry.name.startswith(("part-", "_")) for entry in manifest.iterdir())
+
+
+def move_listing(folder: AnyPath, target: AnyPath) -> None:
+    """Have a manifest, and nothing else, where another folder is or was half there."""
+    if not moves_at_once(target):
+        remove_tree(target)
+    move(folder, target)
+
+
+def _follow(manifest: AnyPath, beside: AnyPath, stored: Listing, now: Listing) -> Listing:
     """Have the manifest say where its images lie now; the same images may have been moved."""
     stored = dataclasses.replace(stored, n_bytes=now.n_bytes)
     if stored.places == now.places:
@@ -220,15 +234,15 @@ def _follow(manifest: Path, beside: Path, stored: Listing, now: Listing) -> List
     return moved
 
 
-def _replace(manifest: Path, beside: Path) -> None:
-    manifest.rename(beside.with_name(REPLACED))
-    beside.rename(manifest)
+def _replace(manifest: AnyPath, beside: AnyPath) -> None:
+    move_listing(manifest, beside.with_name(REPLACED))
+    move_listing(beside, manifest)
 
 
 def _check_is_related(
     spark: SparkSession,
-    features: Path,
-    staged: Path,
+    features: AnyPath,
+    staged: AnyPath,
     stored: Listing,
     listing: Listing,
     *,
@@ -274,7 +288,7 @@ def _check_is_related(
             )  # fmt: skip
 
 
-def _compare(spark: SparkSession, manifest: Path, staged: Path) -> dict[str, Any]:
+def _compare(spark: SparkSession, manifest: AnyPath, staged: AnyPath) -> dict[str, Any]:
     """Return how many images are new, changed, gone or read otherwise, and the first of some."""
     from pyspark.sql import functions as F  # noqa: N812
 
@@ -302,7 +316,7 @@ def _compare(spark: SparkSession, manifest: Path, staged: Path) -> dict[str, Any
     return dict(row.asDict())
 
 
-def _join(spark: SparkSession, manifest: Path, staged: Path, *, refresh: bool) -> DataFrame:
+def _join(spark: SparkSession, manifest: AnyPath, staged: AnyPath, *, refresh: bool) -> DataFrame:
     """Return the listing that follows from the stored one and a new one.
 
     Without ``refresh``, an image that stood in the stored one stays as it was, but for its place.
@@ -329,7 +343,7 @@ def _join(spark: SparkSession, manifest: Path, staged: Path, *, refresh: bool) -
     )
 
 
-def _side_by_side(spark: SparkSession, manifest: Path, staged: Path) -> DataFrame:
+def _side_by_side(spark: SparkSession, manifest: AnyPath, staged: AnyPath) -> DataFrame:
     from pyspark.sql import functions as F  # noqa: N812
 
     old, new = (read_columns(spark, place, LISTING_COLUMNS) for place in (manifest, staged))

@@ -32,7 +32,7 @@ from cxr_spark.extraction.worker import (
     make_warmer,
     result_columns,
 )
-from cxr_spark.files import location
+from cxr_spark.paths import AnyPath, location
 from cxr_spark.placement import Placement, placement_of
 from cxr_spark.spark_jobs import Progress, cancelled, described, errors_of_tasks
 
@@ -74,7 +74,7 @@ class PassedShard:
     """
 
     name: str
-    folder: Path
+    folder: AnyPath
     failures: tuple[Failure, ...]
 
 
@@ -83,7 +83,7 @@ def run_pass(
     images: DataFrame,
     n_images: int,
     backbones: Sequence[LoadedBackbone],
-    folder: Path,
+    folder: AnyPath,
     *,
     image_bytes: float = 0.0,
     feature_maps: bool,
@@ -190,7 +190,7 @@ def plan_shards(n_images: int, n_slots: int, n_most: int, n_least: int) -> tuple
 
 
 def _cut_images(
-    images: DataFrame, n_images: int, n_shards: int, n_tasks: int, folder: Path
+    images: DataFrame, n_images: int, n_shards: int, n_tasks: int, folder: AnyPath
 ) -> None:
     """Write images into ``folder/shard=i/piece=j``: a file for each task.
 
@@ -250,7 +250,7 @@ def warm_workers(spark: SparkSession, extractions: list[Extraction]) -> None:
 
 
 def _write_features(
-    images: DataFrame, extractor: Extractor, folder: Path, *, feature_maps: bool
+    images: DataFrame, extractor: Extractor, folder: AnyPath, *, feature_maps: bool
 ) -> tuple[Failure, ...]:
     """Write the features of all backbones, partitioned by fingerprint; return the failed images."""
     from pyspark.sql import Observation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def settle_precision(
-    spark: SparkSession, backbones: Sequence[LoadedBackbone], images: str | Path
+    spark: SparkSession, backbones: Sequence[LoadedBackbone], images: str
 ) -> list[LoadedBackbone]:
     """Return each backbone as it is, or in float32 where its precision changes too much.
 
@@ -81,11 +80,11 @@ def _compare(
 
 
 def _first_images(
-    images: str | Path, n_images: int, image_size: tuple[int, int]
+    images: str, n_images: int, image_size: tuple[int, int]
 ) -> list[npt.NDArray[Any]]:
     """Return the pixels of the first images that can be used, at most so many."""
     with PackReader() as packs:
-        sources = (source_of(found, packs) for found in list_images(str(images)))
+        sources = (source_of(found, packs) for found in list_images(images))
         prepared = (prepare(source, image_size) for source in sources)
         usable = (image.pixels for image in prepared if image.pixels is not None)
         pixels = list(itertools.islice(usable, n_images))

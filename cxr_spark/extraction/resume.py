@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.config import Experiment
@@ -40,7 +38,7 @@ from cxr_spark.extraction.store import (
     MANIFEST_COLUMNS,
     ExtractionRecord,
 )
-from cxr_spark.files import location
+from cxr_spark.paths import AnyPath, location, remove_tree
 from cxr_spark.spark import describe_session
 from cxr_spark.spark_jobs import described
 
@@ -159,14 +157,14 @@ def _look(job: Job, state: Begun) -> tuple[Begun, Remaining]:
         files = state.files(outputs.features)
 
 
-def _drop_stale(job: Job, state: Begun, usable: DataFrame, stale: list[Path]) -> None:
+def _drop_stale(job: Job, state: Begun, usable: DataFrame, stale: list[AnyPath]) -> None:
     """Take rows of images that are gone or have changed out of the files that hold them.
 
     A shard that holds one is removed; the rest of a data set's file is written anew, as a shard.
     """
     for shard in state.shards:
         if set(shard.files) & set(stale):
-            shutil.rmtree(shard.folder)
+            remove_tree(shard.folder)
     place = job.outputs.features / state.backbone.identity.fingerprint
     of_set = [file for file in stale if file.parent == place]
     if not of_set:

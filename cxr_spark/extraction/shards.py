@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,17 @@ from cxr_spark.extraction.store import (
     write_record,
 )
 from cxr_spark.files import write_json
+from cxr_spark.paths import (
+    AnyPath,
+    arrow_source,
+    below,
+    entries,
+    map_files,
+    move,
+    moves_at_once,
+    remove_tree,
+    settle,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,25 +63,25 @@ class Shard:
         replaces: names of files of the finished data set whose rows it holds, as far as they stay.
     """
 
-    folder: Path
+    folder: AnyPath
     failures: tuple[Failure, ...]
     replaces: tuple[str, ...] = ()
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[AnyPath]:
         """Its Parquet files."""
         return parquet_files(self.folder)
 
 
-def parts_of(features: Path, fingerprint: str, *, feature_maps: bool) -> Path:
+def parts_of(features: AnyPath, fingerprint: str, *, feature_maps: bool) -> AnyPath:
     """Return the folder of an unfinished extraction; with maps it is another than without."""
     return features / PARTS / f"{fingerprint}{'-maps' if feature_maps else ''}"
 
 
 def commit_shard(
-    parts: Path,
+    parts: AnyPath,
     name: str,
-    staged: Path,
+    staged: AnyPath,
     failures: Sequence[Failure],
     replaces: Sequence[str] = (),
 ) -> Shard:
@@ -89,35 +99,34 @@ def commit_shard(
     content = {"failures": failures, "files": sizes, "replaces": list(replaces)}
     write_json(staged / _SHARD_NAME, content)
     parts.mkdir(parents=True, exist_ok=True)
-    staged.rename(parts / name)
+    move(staged, parts / name)
     return Shard(parts / name, tuple(failures), tuple(replaces))
 
 
-def read_shards(parts: Path) -> list[Shard]:
+def read_shards(parts: AnyPath) -> list[Shard]:
     """Return what an extraction has computed; a damaged shard is removed, to be computed again."""
     shards = []
-    for file in sorted(parts.glob(f"*/{_SHARD_NAME}")):
+    for file in entries(parts, f"*/{_SHARD_NAME}"):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             failures = tuple((i, p, int(n), s, e) for i, p, n, s, e in content["failures"])
             shard = Shard(file.parent, failures, tuple(content["replaces"]))
             whole = content["files"] == {f.name: f.stat().st_size for f in shard.files}
-            for parquet in shard.files:
-                pq.read_metadata(parquet)
+            list(map_files(_footer, shard.files))
         except (FileNotFoundError, ValueError, KeyError, TypeError, pa.ArrowException):
             whole = False  # any other error may pass
         if whole:
             shards.append(shard)
         else:
             log.warning("%s is damaged: its images are computed again", file.parent)
-            shutil.rmtree(file.parent)
+            remove_tree(file.parent)
     return shards
 
 
 def finish(
-    features: Path,
-    parts: Path,
-    staged_errors: Path,
+    features: AnyPath,
+    parts: AnyPath,
+    staged_errors: AnyPath,
     record: ExtractionRecord,
     *,
     kept: Iterable[str] = (),
@@ -141,37 +150,37 @@ def finish(
     """
     parts.mkdir(parents=True, exist_ok=True)
     moves = {
-        str(file.relative_to(parts)): str(file.relative_to(parts)).replace("/", "-")
+        below(file, parts): below(file, parts).replace("/", "-")
         # A folder without its record is one whose removal was stopped.
-        for folder in (parts, *sorted(record.parent for record in parts.glob(f"*/{_SHARD_NAME}")))
+        for folder in (parts, *(record.parent for record in entries(parts, f"*/{_SHARD_NAME}")))
         for file in parquet_files(folder)
     }
     place = features / record.fingerprint
     files = {name: place / name for name in kept}
     files |= {name: parts / source for source, name in moves.items()}
-    record = dataclasses.replace(
-        record, files={name: _stored(files[name]) for name in sorted(files)}
-    )
+    names = sorted(files)
+    stored = map_files(_stored, (files[name] for name in names))
+    record = dataclasses.replace(record, files=dict(zip(names, stored, strict=True)))
     n_stored = sum(file.n_rows for file in record.files.values())
     if record.n_rows + record.n_errors != record.n_images or n_stored != record.n_rows:
         raise RuntimeError(
             f"{record.describe()}: {record.n_images} images in, but {record.n_rows} rows "
             f"({n_stored} in its files) and {record.n_errors} errors"
         )
-    shutil.rmtree(parts / _ERRORS, ignore_errors=True)
-    staged_errors.rename(parts / _ERRORS)
+    remove_tree(parts / _ERRORS, ignore_errors=True)
+    move(staged_errors, parts / _ERRORS)
     write_json(parts / _FINISH_NAME, {"record": record_content(record), "moves": moves})
     _roll_forward(features, parts, record, moves)
     return record
 
 
-def recover(features: Path) -> None:
+def recover(features: AnyPath) -> None:
     """Finish what a killed run had begun to move into its place.
 
     Raises:
         UserError: what it left there has been changed.
     """
-    for file in sorted((features / PARTS).glob(f"*/{_FINISH_NAME}")):
+    for file in entries(features / PARTS, f"*/{_FINISH_NAME}"):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             record, moves = parse_record(content["record"]), dict(content["moves"])
@@ -188,7 +197,7 @@ def recover(features: Path) -> None:
         _roll_forward(features, file.parent, record, moves)
 
 
-def _is_move(parts: Path, source: str, name: str) -> bool:
+def _is_move(parts: AnyPath, source: str, name: str) -> bool:
     """Return whether a file goes from a folder of parts into the data set, and nothing elsewhere.
 
     A features folder may be anybody's, and this is the one file of it that says what to move.
@@ -206,37 +215,43 @@ def _is_move(parts: Path, source: str, name: str) -> bool:
 
 
 def _roll_forward(
-    features: Path, parts: Path, record: ExtractionRecord, moves: dict[str, str]
+    features: AnyPath, parts: AnyPath, record: ExtractionRecord, moves: dict[str, str]
 ) -> None:
     """Do what is still to be done of a finish; each step may have been done before."""
     place = features / record.fingerprint
     place.mkdir(exist_ok=True)
-    for source, name in moves.items():
-        if (parts / source).exists():
-            (parts / source).rename(place / name)
+
+    def place_file(source: AnyPath) -> None:
+        if source.exists():  # or it was moved by the run that was stopped
+            settle(source, place / moves[below(source, parts)])
+
+    list(map_files(place_file, [parts / source for source in moves]))
     if (parts / _ERRORS).exists():
         errors = features / "errors" / f"fingerprint={record.fingerprint}"
-        shutil.rmtree(errors, ignore_errors=True)
+        remove_tree(errors, ignore_errors=True)
         errors.parent.mkdir(exist_ok=True)
-        (parts / _ERRORS).rename(errors)
+        settle(parts / _ERRORS, errors)
     write_record(place, record)
     for file in parquet_files(place):
         if file.name not in record.files:
             file.unlink()
     # Last of all goes what says that there is something to do.
     for path in parts.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-    shutil.rmtree(parts)
+        if path.is_dir() and path.name != _ERRORS:
+            remove_tree(path)
+    if not moves_at_once(parts):
+        # The errors are there as well as in their place: half of them would be taken for all.
+        (parts / _FINISH_NAME).unlink()
+    remove_tree(parts)
     if record.feature_map_shape is not None:  # an extraction without maps has nothing to add
-        shutil.rmtree(features / PARTS / record.fingerprint, ignore_errors=True)
+        remove_tree(features / PARTS / record.fingerprint, ignore_errors=True)
     if not any(parts.parent.iterdir()):
         parts.parent.rmdir()
 
 
-def _stored(file: Path) -> StoredFile:
+def _stored(file: AnyPath) -> StoredFile:
     try:
-        return StoredFile(file.stat().st_size, pq.read_metadata(file).num_rows)
+        return StoredFile(file.stat().st_size, _footer(file).num_rows)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"Expected Parquet in {file}. Received: {type(error).__name__}: {error}. "
@@ -244,14 +259,18 @@ def _stored(file: Path) -> StoredFile:
         ) from error
 
 
-def has_parts(features: Path) -> bool:
+def _footer(file: AnyPath) -> pq.FileMetaData:
+    return pq.read_metadata(arrow_source(file))
+
+
+def has_parts(features: AnyPath) -> bool:
     """Return whether a features folder holds shards of an unfinished extraction."""
     return any((features / PARTS).glob(f"*/*/{_SHARD_NAME}"))
 
 
-def clear_parts(features: Path, fingerprint: str | None = None) -> None:
+def clear_parts(features: AnyPath, fingerprint: str | None = None) -> None:
     """Remove the unfinished extraction of a fingerprint, or all of them."""
     for parts in (features / PARTS).glob(f"{fingerprint or ''}*"):
-        shutil.rmtree(parts)
+        remove_tree(parts)
     if (features / PARTS).is_dir() and not any((features / PARTS).iterdir()):
         (features / PARTS).rmdir()

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from cxr_spark.checksums import sum_words
 from cxr_spark.errors import UserError
 from cxr_spark.files import write_json
+from cxr_spark.paths import AnyPath, arrow_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,12 +195,12 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_record(folder: Path, record: ExtractionRecord) -> None:
+def write_record(folder: AnyPath, record: ExtractionRecord) -> None:
     """Write ``_extraction.json`` into a data set's folder."""
     write_json(folder / RECORD_NAME, record_content(record))
 
 
-def read_record(folder: Path) -> ExtractionRecord:
+def read_record(folder: AnyPath) -> ExtractionRecord:
     """Read ``_extraction.json`` of a data set.
 
     Raises:
@@ -241,23 +241,23 @@ def parse_record(content: dict[str, Any]) -> ExtractionRecord | None:
     )
 
 
-def record_files(features: Path) -> list[Path]:
+def record_files(features: AnyPath) -> list[AnyPath]:
     """Return the records of a folder's data sets, readable or not."""
     return sorted(features.glob(f"{_DATA_SETS}/{RECORD_NAME}"))
 
 
-def list_extractions(features: Path) -> list[ExtractionRecord]:
+def list_extractions(features: AnyPath) -> list[ExtractionRecord]:
     """Return the records of all finished extractions of a folder, by backbone and fingerprint."""
     found = [read_record(file.parent) for file in record_files(features)]
     return sorted(found, key=lambda record: (record.identity.backbone, record.fingerprint))
 
 
-def parquet_files(folder: Path) -> list[Path]:
+def parquet_files(folder: AnyPath) -> list[AnyPath]:
     """Return the Parquet files of a folder that readers of a data set take, by name."""
     return sorted(file for file in folder.glob("*.parquet") if file.name[0] not in "_.")
 
 
-def check_files(features: Path, record: ExtractionRecord) -> None:
+def check_files(features: AnyPath, record: ExtractionRecord) -> None:
     """Refuse a data set whose files are not those that its extraction left.
 
     Raises:
@@ -281,7 +281,7 @@ def check_files(features: Path, record: ExtractionRecord) -> None:
         )
 
 
-def read_errors(features: Path, record: ExtractionRecord) -> list[dict[str, Any]]:
+def read_errors(features: AnyPath, record: ExtractionRecord) -> list[dict[str, Any]]:
     """Return the rows of an extraction's errors table, in ``ERROR_COLUMNS``, by ``image_id``.
 
     Raises:
@@ -292,9 +292,9 @@ def read_errors(features: Path, record: ExtractionRecord) -> list[dict[str, Any]
 
     folder = features / "errors" / f"fingerprint={record.fingerprint}"
     try:
-        rows: list[dict[str, Any]] = (
-            pq.ParquetDataset(folder).read(columns=list(ERROR_COLUMNS)).to_pylist()
-        )
+        where, files = arrow_folder(folder)
+        table = pq.ParquetDataset(where, filesystem=files).read(columns=list(ERROR_COLUMNS))
+        rows: list[dict[str, Any]] = table.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"Expected the errors table of an extraction. Received: {folder} ({error}). "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
@@ -14,13 +13,14 @@ from cxr_spark.extraction.store import (
     check_files,
     list_extractions,
 )
+from cxr_spark.paths import AnyPath
 from cxr_spark.training.head_table import HeadRow, head_table
 
 log = logging.getLogger(__name__)
 
 
 def choose_extractions(
-    features: Path, experiment: Experiment
+    features: AnyPath, experiment: Experiment
 ) -> dict[tuple[str, str], ExtractionRecord]:
     """Return the extraction to train on for each backbone and preprocessing of the experiment.
 
@@ -63,7 +63,7 @@ def choose_extractions(
 
 
 def _choose_one(
-    features: Path,
+    features: AnyPath,
     found: Sequence[ExtractionRecord],
     experiment: Experiment,
     backbone: str,
@@ -102,7 +102,7 @@ def _list(records: Sequence[ExtractionRecord]) -> str:
     return "; ".join(record.describe() for record in records)
 
 
-def _check_same_images(features: Path, records: Sequence[ExtractionRecord]) -> None:
+def _check_same_images(features: AnyPath, records: Sequence[ExtractionRecord]) -> None:
     if len({record.listing_digest for record in records}) > 1:
         raise UserError(
             f"Expected extractions of the same images in {features}. Received: {_list(records)}. "

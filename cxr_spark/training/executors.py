@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_spark.errors import RunFailed
+from cxr_spark.paths import absolute
 from cxr_spark.placement import Placement, placement_of
 from cxr_spark.session_checks import why_python_failed
 from cxr_spark.spark_jobs import cancelled
@@ -171,7 +172,7 @@ def _absolute(shared: Shared) -> Shared:
     """Return it with paths that an executor takes for the same, without what may be a secret."""
     return replace(
         shared,
-        features=Path(os.path.abspath(shared.features)),
+        features=absolute(shared.features),
         run=Path(os.path.abspath(shared.run)),
         experiment=shared.experiment.model_copy(update={"mlflow": None}),
     )

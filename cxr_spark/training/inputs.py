@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.paths import AnyPath
 from cxr_spark.training.reader import COLUMNS, feature_shape, read_inputs, stream_inputs
 from cxr_spark.training.shuffle import rebatch, take_rows
 
@@ -65,7 +66,7 @@ class Inputs(Protocol):
 
 
 def open_inputs(
-    features: Path,
+    features: AnyPath,
     record: ExtractionRecord,
     takes: str,
     image_id: npt.NDArray[Any],
@@ -192,7 +193,7 @@ class Streamed:
 
     def __init__(
         self,
-        features: Path,
+        features: AnyPath,
         record: ExtractionRecord,
         takes: str,
         image_id: npt.NDArray[Any],

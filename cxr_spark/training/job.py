@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord, read_errors
+from cxr_spark.paths import AnyPath
 from cxr_spark.training.assign import Assigned, assign
 from cxr_spark.training.choose import choose_extractions
 from cxr_spark.training.describe import describe_run
@@ -50,7 +51,7 @@ class Trained:
 
 def train(
     experiment: Experiment,
-    features: Path,
+    features: AnyPath,
     run: Path,
     session: Callable[[], AbstractContextManager[SparkSession | None]] = nullcontext,
 ) -> Trained:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import ExtractionRecord
+from cxr_spark.paths import AnyPath
 from cxr_spark.training.classifiers import Classifier
 from cxr_spark.training.head_table import head_table
 from cxr_spark.training.inputs import GIGABYTE, InMemory, Inputs, image_bytes, open_inputs
@@ -47,7 +47,7 @@ def join_backbones(
 
 
 def open_joined(
-    features: Path,
+    features: AnyPath,
     records: Records,
     takes: str,
     image_id: npt.NDArray[Any],
@@ -69,7 +69,7 @@ def open_joined(
     return InMemory(np.concatenate(parts, axis=1))
 
 
-def size_gb(features: Path, records: Records, takes: str, n_images: int) -> float:
+def size_gb(features: AnyPath, records: Records, takes: str, n_images: int) -> float:
     """Return what the features of images would take in memory, in 10^9 bytes.
 
     Raises:
@@ -81,7 +81,7 @@ def size_gb(features: Path, records: Records, takes: str, n_images: int) -> floa
     )
 
 
-def check_memory(features: Path, sources: Iterable[Records], experiment: Experiment) -> None:
+def check_memory(features: AnyPath, sources: Iterable[Records], experiment: Experiment) -> None:
     """Refuse what cannot be trained while features stream, before anything is written.
 
     Raises:

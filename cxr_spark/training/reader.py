@@ -7,7 +7,6 @@ import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,14 @@ import pyarrow.parquet as pq
 from cxr_spark.checksums import sum_text, sum_words
 from cxr_spark.errors import UserError
 from cxr_spark.extraction.store import KEY_COLUMNS, ExtractionRecord, check_files, read_record
-from cxr_spark.files import location
+from cxr_spark.paths import (
+    AnyPath,
+    arrow_folder,
+    arrow_source,
+    below,
+    location,
+    map_files,
+)
 
 # What a head takes, as ``Head.takes`` names it, and the columns that hold it.
 COLUMNS = {"pooled": ("pooled",), "feature_map": ("feature_map", "feature_map_scale")}
@@ -60,7 +66,7 @@ class Rows:
     arrays: tuple[npt.NDArray[Any], ...]
 
 
-def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
+def read_keys(features: AnyPath, record: ExtractionRecord) -> ImageKeys:
     """Read the keys of an extraction's images.
 
     Args:
@@ -93,7 +99,7 @@ def read_keys(features: Path, record: ExtractionRecord) -> ImageKeys:
 
 
 def read_inputs(
-    features: Path, record: ExtractionRecord, takes: str, image_id: npt.NDArray[Any]
+    features: AnyPath, record: ExtractionRecord, takes: str, image_id: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[Any], ...]:
     """Read an extraction's pooled features or feature maps into memory, each row to its place.
 
@@ -125,7 +131,7 @@ def read_inputs(
 
 
 def stream_inputs(
-    features: Path,
+    features: AnyPath,
     record: ExtractionRecord,
     takes: str,
     image_id: npt.NDArray[Any],
@@ -151,7 +157,7 @@ def stream_inputs(
     yield from _groups(tables, folder, record, takes, image_id)
 
 
-def feature_shape(features: Path, record: ExtractionRecord, takes: str) -> tuple[int, ...]:
+def feature_shape(features: AnyPath, record: ExtractionRecord, takes: str) -> tuple[int, ...]:
     """Return the shape of one image's features: of its map, or (channels,) of its pooled vector.
 
     Raises:
@@ -177,7 +183,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
 
 def _groups(
     tables: Iterator[pa.Table],
-    folder: Path,
+    folder: AnyPath,
     record: ExtractionRecord,
     takes: str,
     image_id: npt.NDArray[Any],
@@ -207,7 +213,7 @@ def _groups(
     )
 
 
-def _check_unchanged(folder: Path, record: ExtractionRecord) -> None:
+def _check_unchanged(folder: AnyPath, record: ExtractionRecord) -> None:
     """Refuse what was extracted anew while it was read: rows may be of both.
 
     Raises:
@@ -226,7 +232,7 @@ def _columns(takes: str) -> tuple[str, ...]:
 
 
 def _check_sums(
-    folder: Path, found: npt.NDArray[Any], stated: npt.NDArray[Any], image_id: Sequence[Any]
+    folder: AnyPath, found: npt.NDArray[Any], stated: npt.NDArray[Any], image_id: Sequence[Any]
 ) -> None:
     changed = np.flatnonzero(found != stated)
     if len(changed):
@@ -237,7 +243,7 @@ def _check_sums(
         )
 
 
-def _check_count(folder: Path, record: ExtractionRecord, n_rows: int) -> None:
+def _check_count(folder: AnyPath, record: ExtractionRecord, n_rows: int) -> None:
     if n_rows != record.n_rows:
         raise UserError(
             f"Expected {record.n_rows} rows in {folder}, as its _extraction.json says. "
@@ -273,7 +279,7 @@ def _check_lengths(bounds: npt.NDArray[Any], length: int, record: ExtractionReco
 
 
 def _tables_in_order(
-    folder: Path, columns: Sequence[str], seed: int | None = None
+    folder: AnyPath, columns: Sequence[str], seed: int | None = None
 ) -> Iterator[pa.Table]:
     """Yield each row group, in the order of the files or in that of a seed.
 
@@ -295,15 +301,21 @@ def _tables_in_order(
             yield from (table for table in in_turn if table is not None)
 
 
-def _count_row_groups(folder: Path) -> int:
+def _count_row_groups(folder: AnyPath) -> int:
     try:
-        return sum(pq.ParquetFile(file).num_row_groups for file in folder.glob("[!_.]*"))
+        counts = map_files(_row_groups, folder.glob("[!_.]*"))
+        return sum(counts)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(folder, error) from error
 
 
+def _row_groups(file: AnyPath) -> int:
+    n_groups: int = pq.ParquetFile(arrow_source(file)).num_row_groups
+    return n_groups
+
+
 def _tables(
-    folder: Path, columns: Sequence[str], **options: Any
+    folder: AnyPath, columns: Sequence[str], **options: Any
 ) -> Generator[pa.Table, None, None]:
     """Yield each row group of a data set as petastorm's workers read it."""
     _check_safe(folder)
@@ -311,12 +323,14 @@ def _tables(
     warnings.filterwarnings("ignore", module="petastorm")
     from petastorm import make_batch_reader
 
+    where, files = _for_petastorm(folder)
     try:
         reader = make_batch_reader(
-            location(folder),
+            where,
             schema_fields=[f"^{name}$" for name in columns],
             reader_pool_type="thread",
             num_epochs=1,
+            filesystem=files,
             **{"shuffle_row_groups": False, **options},
         )
     except (OSError, ValueError, LookupError, RuntimeError, pa.ArrowException) as error:
@@ -334,6 +348,17 @@ def _tables(
     finally:
         reader.stop()
         reader.join()
+
+
+def _for_petastorm(folder: AnyPath) -> tuple[str, Any]:
+    """Return a folder's URI and its file system, of which the folder is the root; None if local.
+
+    petastorm would look for a package of its own for each scheme, and pyarrow 14 then refuses it.
+    """
+    from cxr_spark.training.legacy_files import LegacyFiles
+
+    where, files = arrow_folder(folder)
+    return (location(folder), None) if files is None else ("file:///", LegacyFiles(where, files))
 
 
 def _read_row_group(
@@ -378,19 +403,20 @@ class _ArrowTables:
                     raise StopIteration from None
 
 
-def _check_safe(folder: Path) -> None:
+def _check_safe(folder: AnyPath) -> None:
     # pyarrow takes any name with this ending for the metadata of all, in folders below and behind
     # links as well.
-    for place in sorted(folder.rglob("*")):
+    places: list[AnyPath] = sorted(folder.rglob("*"), key=str)
+    for place in places:
         if place.name.endswith("_metadata") or (place.is_symlink() and place.is_dir()):
             raise UserError(
-                f"Expected no {place.relative_to(folder)} in {folder}: Spark writes none here, "
+                f"Expected no {below(place, folder)} in {folder}: Spark writes none here, "
                 "and petastorm would unpickle what it finds there. "
                 "Remove it, and find out where it came from."
             )
 
 
-def _unreadable(folder: Path, error: Exception) -> UserError:
+def _unreadable(folder: AnyPath, error: Exception) -> UserError:
     return UserError(
         f"Expected Parquet that petastorm can read in {folder}. "
         f"Received: {type(error).__name__}: {error}. Extract again with --overwrite."

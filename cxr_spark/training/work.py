@@ -19,6 +19,7 @@ import pandas as pd
 from cxr_spark.config import Experiment
 from cxr_spark.extraction.store import ExtractionRecord
 from cxr_spark.files import replacing, write_json
+from cxr_spark.paths import AnyPath
 from cxr_spark.training.assign import Assigned
 from cxr_spark.training.fit import Training
 from cxr_spark.training.folds import Fold
@@ -52,7 +53,7 @@ class Shared:
     """
 
     experiment: Experiment
-    features: Path
+    features: AnyPath
     run: Path
     images: ImageKeys
     assigned: Assigned

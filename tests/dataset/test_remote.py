@@ -16,15 +16,17 @@ from typing import Any
 import boto3
 import pytest
 
+from cxr_spark import files, filesystems
 from cxr_spark.config import load_experiment
 from cxr_spark.dataset import remote
 from cxr_spark.dataset.listing import walk_images
 from cxr_spark.dataset.phantoms import holds_phantoms
 from cxr_spark.dataset.remote import RemoteImage, read_ahead, walk_remote
-from cxr_spark.dataset.root import check_root, is_remote, open_root
+from cxr_spark.dataset.root import check_root, open_root
 from cxr_spark.engine.pipeline import one_ahead
 from cxr_spark.errors import UserError
-from cxr_spark.files import image_root, without_secret
+from cxr_spark.files import without_secret
+from cxr_spark.filesystems import is_remote
 from tests.conftest import S3, shared
 
 NAMES = [
@@ -146,7 +148,7 @@ def test_a_root_that_is_not_there_is_told_in_one_line(
 )
 def test_a_uri_that_would_tell_a_secret_or_means_another_is_refused(uri: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as raised:
-        image_root(uri)
+        files.root(uri)
     for shown in (str(raised.value), without_secret(uri)):
         assert "Zm" not in shown or "gs:" in uri  # what looks like a port is shown
         assert "9v" not in shown or "gs:" in uri
@@ -176,7 +178,7 @@ def test_a_uri_in_the_yaml_file_keeps_its_secret(field: str, tmp_path: Path) -> 
     ],
 )
 def test_an_image_root_is_a_path_or_a_uri(text: str, root: str | None, far: bool) -> None:
-    assert image_root(text) == (root or text)
+    assert files.root(text) == (root or text)
     assert is_remote(root or text) == far
 
 
@@ -283,7 +285,7 @@ def test_a_folder_that_cannot_be_listed_is_listed_again_and_then_ends_the_walk(
     monkeypatch.setattr(remote, "WAITS_S", (0.0, 0.0))
     root, failures = f"local://{folder}", [2]
     whole = list(walk_remote(root))
-    connect = remote._connect
+    connect = filesystems._connect
 
     class Failing:
         def __init__(self, files: Any) -> None:
@@ -299,7 +301,7 @@ def test_a_folder_that_cannot_be_listed_is_listed_again_and_then_ends_the_walk(
         files, base = connect(*place)
         return Failing(files), base
 
-    monkeypatch.setattr(remote, "_connect", connected)
+    monkeypatch.setattr(filesystems, "_connect", connected)
     assert list(walk_remote(root)) == whole
     failures[0] = 3
     with pytest.raises(UserError, match="Expected to list local://.*NORMAL.*SLOW_DOWN"):
@@ -331,7 +333,7 @@ def test_a_file_replaced_while_it_is_read_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image,) = (i for i in walk_remote(f"local://{folder}") if i.image_id == "z.jpg")
-    connect = remote._connect
+    connect = filesystems._connect
 
     class Replacing:
         def __init__(self, files: Any) -> None:
@@ -346,7 +348,7 @@ def test_a_file_replaced_while_it_is_read_is_an_error(
         files, base = connect(*place)
         return Replacing(files), base
 
-    monkeypatch.setattr(remote, "_connect", connected)
+    monkeypatch.setattr(filesystems, "_connect", connected)
     with pytest.raises(OSError, match="changed since it was listed"):
         RemoteImage(image.path, image.length, image.modified_us).read()
 
