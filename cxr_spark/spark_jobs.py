@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr_spark.errors import UserError
+from cxr_spark.paths import RemotePath, location
 from cxr_spark.session_checks import EXECUTOR_CORES, EXECUTOR_GPUS, HEAP, TASK_CPUS
 
 if TYPE_CHECKING:
@@ -97,6 +98,31 @@ def _stages(context: SparkContext, group: str) -> list[SparkStageInfo]:
         for stage in jobs.stageIds
         if (told := tracker.getStageInfo(stage))
     ]
+
+
+def check_seen_by_spark(spark: SparkSession, file: RemotePath) -> None:
+    """Refuse a store where Spark does not find what pyarrow has just written there.
+
+    Raises:
+        UserError: Spark lacks the connector, or it looks elsewhere.
+    """
+    context: Any = spark.sparkContext
+    where = location(file)
+    try:
+        path = context._jvm.org.apache.hadoop.fs.Path(where)
+        there = bool(path.getFileSystem(context._jsc.hadoopConfiguration()).exists(path))
+    except Exception as error:  # of each connector its own
+        told = re.sub(r"(?s)^.*?: (?=[\w.]+(?:Exception|Error))", "", str(error)).strip()
+        raise UserError(
+            f"Expected Spark to reach {location(file.parent)}: it takes the connector's package "
+            f"and spark.hadoop.fs.* (conf/README.md). Received: {told.splitlines()[0]}"
+        ) from error
+    if not there:
+        raise UserError(
+            f"Expected Spark to see under {location(file.parent)} what was written to {file}. "
+            "Received: nothing: endpoint or region of the one are not those of the other "
+            "(spark.hadoop.fs.*, conf/README.md)"
+        )
 
 
 @contextmanager

@@ -22,10 +22,11 @@ from cxr_spark.extraction.listing import (
     accept_listing,
     is_missing,
     move_listing,
+    remove_listing,
     stage_listing,
 )
 from cxr_spark.extraction.load import LoadedBackbone
-from cxr_spark.extraction.lock import locked
+from cxr_spark.extraction.lock import LOCK_NAME, locked
 from cxr_spark.extraction.one_pass import ship, warm_workers
 from cxr_spark.extraction.parity import settle_precision
 from cxr_spark.extraction.resume import Job, complete
@@ -40,7 +41,8 @@ from cxr_spark.extraction.store import (
 )
 from cxr_spark.extraction.worker import Extraction
 from cxr_spark.files import disk_is_full, refuse_links
-from cxr_spark.paths import AnyPath, move, moves_at_once, remove_tree
+from cxr_spark.paths import AnyPath, RemotePath, move, moves_at_once, remove_tree
+from cxr_spark.spark_jobs import check_seen_by_spark
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -105,6 +107,8 @@ def extract(
     features.mkdir(parents=True, exist_ok=True)
     try:
         with locked(features):
+            if isinstance(features, RemotePath):
+                check_seen_by_spark(spark, features / LOCK_NAME)
             _clear_staging(features)
             if not overwrite:
                 recover(features)
@@ -209,8 +213,12 @@ def clear_store(features: AnyPath) -> None:
 
 
 def _remove(features: AnyPath, name: str) -> None:
-    """Remove a folder at once, or not at all: half a manifest would be nobody's."""
-    if (features / name).exists():
+    """Remove a folder at once, or such that what is left is known for ours."""
+    if not (features / name).exists():
+        return
+    if not moves_at_once(features):
+        (remove_listing if name == "manifest" else remove_tree)(features / name)
+    else:
         staging = features / f"{STAGING}{uuid.uuid4().hex}"
         staging.mkdir()
         move(features / name, staging / name)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_spark.config import Experiment
@@ -15,7 +16,15 @@ from cxr_spark.errors import UserError
 from cxr_spark.extraction.account import read_columns
 from cxr_spark.extraction.store import LISTING_COLUMNS, parquet_files
 from cxr_spark.files import write_json
-from cxr_spark.paths import AnyPath, location, move, moves_at_once, remove_tree
+from cxr_spark.paths import (
+    AnyPath,
+    RemotePath,
+    copy_tree,
+    location,
+    move,
+    moves_at_once,
+    remove_tree,
+)
 from cxr_spark.spark_jobs import described, errors_of_tasks
 
 log = logging.getLogger(__name__)
@@ -24,6 +33,8 @@ log = logging.getLogger(__name__)
 DIGESTED = [name for name in LISTING_COLUMNS if name != "path"]
 MANIFEST_RECORD = "_manifest.json"
 REPLACED = "replaced"  # a manifest that another is about to take the place of
+# In a store, which renames nothing: what lies beside it and has no record is ours to remove.
+MOVING = "_moving"
 _SAID_OF_PATHS = ("patient_id", "finding", "official_split", "error")
 
 if TYPE_CHECKING:
@@ -214,14 +225,32 @@ def is_missing(manifest: AnyPath) -> bool:
     """Return whether there is no manifest, or what a stopped run had moved of one file by file."""
     if moves_at_once(manifest) or (manifest / MANIFEST_RECORD).exists():
         return not manifest.exists()
-    return all(entry.name.startswith(("part-", "_")) for entry in manifest.iterdir())
+    return (manifest / MOVING).exists() or not any(manifest.iterdir())
 
 
 def move_listing(folder: AnyPath, target: AnyPath) -> None:
-    """Have a manifest, and nothing else, where another folder is or was half there."""
-    if not moves_at_once(target):
-        remove_tree(target)
-    move(folder, target)
+    """Move a manifest to where there is none, or what ``is_missing`` takes for none."""
+    if isinstance(folder, Path) or isinstance(target, Path) or moves_at_once(target):
+        move(folder, target)
+        return
+    (target / MOVING).write_bytes(b"")
+    for entry in target.iterdir():
+        if entry.name != MOVING:
+            remove_tree(entry)
+    copy_tree(folder, target)
+    (target / MOVING).unlink()
+    remove_listing(folder)
+
+
+def remove_listing(folder: AnyPath) -> None:
+    """Remove a manifest such that of what may be left it is known whose it is."""
+    if isinstance(folder, RemotePath):
+        (folder / MOVING).write_bytes(b"")
+        (folder / MANIFEST_RECORD).unlink(missing_ok=True)
+        for entry in folder.iterdir():
+            if entry.name != MOVING:
+                remove_tree(entry)
+    remove_tree(folder)
 
 
 def _follow(manifest: AnyPath, beside: AnyPath, stored: Listing, now: Listing) -> Listing:

@@ -78,18 +78,33 @@ def _beating(file: RemotePath, flag: str) -> Iterator[None]:
     def beat(n: int) -> None:
         file.write_bytes(f"{holder}\n{own}\n{n}\n".encode())
 
+    def is_own() -> bool:
+        return _read(file).split("\n")[1:2] == [own]
+
     def go_on() -> None:
         n = 1
         while not ended.wait(BEAT_S):
             n += 1
             try:
+                if not is_own():
+                    log.error(
+                        "%s: another run took this folder while this one stood still. End one of "
+                        "them", file.parent,
+                    )  # fmt: skip
+                    return
                 beat(n)
             except Exception as error:  # the work itself will tell, where it cannot write either
                 log.warning("%s could not be written: %s", file, error)
 
-    beat(1)
+    try:
+        beat(1)
+    except OSError as error:
+        raise UserError(
+            f"Expected --{flag} to be written to. Received: {file.parent} "
+            f"({' '.join(str(error).split())})"
+        ) from error
     time.sleep(BEAT_S / 2.5)  # of two that begin together, the first sees the second's
-    if _read(file).split("\n")[1:2] != [own]:
+    if not is_own():
         raise _held(file.parent, _read(file).partition("\n")[0], flag)
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
@@ -98,7 +113,8 @@ def _beating(file: RemotePath, flag: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        file.unlink(missing_ok=True)
+        if is_own():
+            file.unlink()
 
 
 def _wait_for(file: RemotePath, flag: str) -> None:

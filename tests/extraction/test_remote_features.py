@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -20,7 +21,15 @@ from cxr_spark import paths
 from cxr_spark.config import Experiment
 from cxr_spark.errors import UserError
 from cxr_spark.extraction import lock
-from cxr_spark.extraction.job import ExtractionRequest, extract
+from cxr_spark.extraction.job import STAGING, ExtractionRequest, _clear_staging, extract
+from cxr_spark.extraction.listing import (
+    Listing,
+    _replace,
+    is_missing,
+    read_listing_record,
+    remove_listing,
+    write_listing_record,
+)
 from cxr_spark.extraction.load import load_backbones
 from cxr_spark.extraction.lock import locked
 from cxr_spark.extraction.shards import commit_shard, finish, parts_of, read_shards, recover
@@ -31,6 +40,7 @@ from cxr_spark.extraction.store import (
     read_errors,
 )
 from cxr_spark.paths import RemotePath, as_path
+from cxr_spark.spark_jobs import check_seen_by_spark
 from cxr_spark.training.reader import read_inputs, read_keys, stream_inputs
 from tests.conftest import S3
 from tests.extraction.test_job import read, run
@@ -274,6 +284,58 @@ def test_an_end_killed_at_any_step_is_done_by_the_next_run(
     assert killed.n == n_steps
     assert n_steps >= 10
     assert 0 < n_undone < n_steps
+
+
+def test_a_store_that_spark_does_not_see_is_told_in_one_line(
+    spark, experiment, phantoms: Path, tmp_path: Path, s3: S3
+) -> None:
+    """pip's Spark has no connector for S3; and a scheme may be mounted elsewhere."""
+    (tmp_path / "empty").mkdir()
+    there = as_path(s3.upload(tmp_path / "empty"))
+    assert isinstance(there, RemotePath)
+    with pytest.raises(UserError, match=r"Expected Spark to reach s3a://.*S3AFileSystem not found"):
+        extract_to(spark, experiment, phantoms, there, tmp_path / "cache")
+    assert not (there / "_lock").exists()
+    conf = spark.sparkContext._jsc.hadoopConfiguration()
+    conf.set("fs.elsewhere.impl", SCHEME["fs.local.impl"])
+    conf.set("fs.viewfs.mounttable.default.link./tmp", f"file://{tmp_path}")
+    with pytest.raises(UserError, match="endpoint or region of the one are not those of the other"):
+        check_seen_by_spark(spark, RemotePath(f"elsewhere://{tmp_path}/x"))
+
+
+@pytest.mark.parametrize("at", range(20))
+def test_a_manifest_whose_move_was_stopped_is_moved_again(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was in its place comes back, or the new one is there; nobody's is left."""
+    features = RemotePath(f"local://{tmp_path}/features")
+    staging = features / f"{STAGING}1"
+    for folder, name in ((features / "manifest", "old"), (staging / "joined", "new")):
+        (folder / f"part-{name}.parquet").write_bytes(b"")
+        write_listing_record(folder, Listing(1, 0, name))
+    locate, killed = paths.locate, Killed(at)
+
+    def watched(uri: str) -> tuple[FileSystem, str]:
+        files, path = locate(uri)
+        return killed.of(files), path
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(paths, "locate", watched)
+        _replace(features / "manifest", staging / "joined")
+    _clear_staging(features)
+    listing = read_listing_record(features)
+    assert listing is not None
+    assert list(listing.files) == [f"part-{listing.digest}.parquet"]
+    assert [path.name for path in features.iterdir()] == ["manifest"]
+
+
+def test_a_folder_of_somebody_elses_is_not_taken_for_a_manifest(tmp_path: Path) -> None:
+    manifest = RemotePath(f"local://{tmp_path}/features/manifest")
+    assert is_missing(manifest)
+    (manifest / "part-0.parquet").write_bytes(b"")
+    assert not is_missing(manifest)
+    remove_listing(manifest)
+    assert is_missing(manifest)
 
 
 @pytest.fixture
