@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cxr_spark.errors import RunFailed, UserError, nearest, without_credentials
 from cxr_spark.files import local_path, root, without_secret
+from cxr_spark.paths import StoreError
 
 if TYPE_CHECKING:
     from cxr_spark.config import Experiment
@@ -237,7 +238,7 @@ def run_job(main: Callable[[], None], when_stopped: str | None = None) -> NoRetu
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RunFailed as error:
+    except (RunFailed, StoreError) as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

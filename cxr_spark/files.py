@@ -33,7 +33,7 @@ _AUTHORITIES = {
     "abfs": r"[\w-]+@[\w.-]+", "abfss": r"[\w-]+@[\w.-]+",
 }  # fmt: skip
 _QUERIES = {"s3": {"region", "scheme", "endpoint_override"}}
-_QUERIES |= {"s3a": _QUERIES["s3"], "gs": {"scheme", "endpoint_override"}}
+_QUERIES |= {"s3a": _QUERIES["s3"]}
 
 
 def root(text: str) -> str:
@@ -50,6 +50,11 @@ def root(text: str) -> str:
     if parts is None:
         raise ValueError(
             f"a URI that begins with {found[1]}://, in which ? and # in a name are %3F and %23"
+        )
+    if set(parts[3].strip("/").split("/")) & ({"", ".", ".."} if parts[3].strip("/") else set()):
+        raise ValueError(
+            "a URI without '//', '/./' and '/../' in its path, which stores read each "
+            "in their own way"
         )
     scheme = parts[1].lower()
     known = _QUERIES.get(scheme, set())
@@ -198,24 +203,24 @@ def replacing(file: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-class Writable(Protocol):
+class Replaceable(Protocol):
     """A file of a store, which is there whole or not at all."""
 
-    def write_bytes(self, content: bytes) -> int:
-        """Write it, and return the number of bytes."""
+    def replace_by(self, content: bytes) -> None:
+        """Write it."""
         ...
 
 
-def write_bytes(file: Path | Writable, content: bytes) -> None:
+def write_bytes(file: Path | Replaceable, content: bytes) -> None:
     """Write a file whole or not at all: a local one beside first, then in its place."""
     if not isinstance(file, Path):
-        file.write_bytes(content)
+        file.replace_by(content)
         return
     with replacing(file) as beside:
         beside.write_bytes(content)
 
 
-def write_json(file: Path | Writable, content: dict[str, Any]) -> None:
+def write_json(file: Path | Replaceable, content: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
     text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
     write_bytes(file, text.encode())

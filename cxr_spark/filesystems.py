@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem, FileType
 
 # Hadoop's name of a file system, and pyarrow's.
-ARROW_SCHEMES = {"s3a": "s3", "s3": "s3", "gs": "gs", "hdfs": "hdfs", "viewfs": "viewfs"}
+# Google's is fsspec's: pyarrow 14 lists no folder there that has no object of its own.
+ARROW_SCHEMES = {"s3a": "s3", "s3": "s3", "hdfs": "hdfs", "viewfs": "viewfs"}
 # pyarrow's, and Hadoop's.
 HADOOP_SCHEMES = {"s3": "s3a"}
+PATIENCE_S = 300
 
 
 def is_remote(root: object) -> bool:
@@ -37,6 +39,8 @@ def _connect(scheme: str, authority: str, query: str) -> tuple[FileSystem, str]:
     """Return the file system, and what stands before a URI's path in the paths that it takes."""
     from pyarrow import fs
 
+    if ARROW_SCHEMES.get(scheme) == "s3":
+        return _connect_to_s3(authority, dict(urllib.parse.parse_qsl(query))), authority
     if scheme in ARROW_SCHEMES:
         parts = (ARROW_SCHEMES[scheme], authority, "" if authority else "/", query, "")
         connected, base = fs.FileSystem.from_uri(urllib.parse.urlunsplit(parts))
@@ -47,6 +51,15 @@ def _connect(scheme: str, authority: str, query: str) -> tuple[FileSystem, str]:
         handler, base = fsspec.core.url_to_fs(f"{scheme}://{authority}/", use_listings_cache=False)
         connected = fs.PyFileSystem(fs.FSSpecHandler(handler))
     return connected, base.rstrip("/")
+
+
+def _connect_to_s3(bucket: str, options: dict[str, str]) -> FileSystem:
+    """Return S3 with as much patience as it takes to copy gigabytes: a reply comes at the end."""
+    from pyarrow import fs
+
+    if "region" not in options and "endpoint_override" not in options:
+        options = {**options, "region": fs.resolve_s3_region(bucket)}
+    return fs.S3FileSystem(request_timeout=PATIENCE_S, connect_timeout=10, **options)
 
 
 def locate(uri: str) -> tuple[FileSystem, str]:

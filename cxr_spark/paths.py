@@ -11,15 +11,19 @@ import fnmatch
 import functools
 import os
 import posixpath
+import re
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cxr_spark.errors import UserError
-from cxr_spark.files import UNUSABLE
+from cxr_spark.files import UNUSABLE, without_secret
 from cxr_spark.filesystems import (
     for_spark,
     is_remote,
@@ -35,8 +39,29 @@ if TYPE_CHECKING:
 
 # Requests to a store that wait at once.
 THREADS = 16
+# S3 copies no larger object by one request; it is read and written again.
+MOST_AT_ONCE, BYTES_A_PART = 5 * 2**30, 2**26
+COPY_S = 600.0  # for a copy to be there
+# By what pyarrow calls them: they have no folders to make, and one would be an object of its own.
+OBJECT_STORES = re.compile(r"\b(s3|gs|gcs|abfs|abfss|az)\b")
 
 Value = TypeVar("Value")
+
+
+class StoreError(OSError):
+    """What a store said to a request, in one line."""
+
+
+@contextmanager
+def _telling(path: RemotePath) -> Iterator[None]:
+    """Raise what goes wrong as one kind of error, whatever the file system: each has its own."""
+    try:
+        yield
+    except (FileNotFoundError, StoreError):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise StoreError(f"{without_secret(path.uri)}: {told[:400]}") from error
 
 
 class Status(NamedTuple):
@@ -156,26 +181,31 @@ class RemotePath:
     def rmdir(self) -> None:
         """Remove a folder, where the file system has it although nothing lies in it."""
         files, path = locate(self.uri)
-        if self.is_dir() and not any(self.iterdir()):
-            files.delete_dir(path)
+        if files.type_name == "s3":  # which has none, and would write an object for the one above
+            return
+        with _telling(self):
+            if self.is_dir() and not any(self.iterdir()):
+                files.delete_dir(path)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove a file."""
         if missing_ok and not self.exists():
             return
         files, path = locate(self.uri)
-        files.delete_file(path)
+        with _telling(self):
+            files.delete_file(path)
 
     def open(self, mode: str = "rb") -> Any:
         """Open a file to be read, its bytes; ``mode`` is 'rb'."""
         if mode != "rb":
             raise ValueError(f"expected the mode 'rb', received {mode!r}")
         files, path = locate(self.uri)
-        return files.open_input_file(path)
+        with _telling(self):
+            return files.open_input_file(path)
 
     def read_bytes(self) -> bytes:
         """Return a file's bytes."""
-        with self.open() as file:
+        with _telling(self), self.open() as file:
             return bytes(file.read())
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -184,25 +214,42 @@ class RemotePath:
 
     def write_bytes(self, content: bytes) -> int:
         """Write a file; on an object store it is there whole or not at all."""
-        files, _ = locate(self.uri)
-        with files.open_output_stream(_with_parent(self)) as file:
-            file.write(content)
+        with _telling(self):
+            files, _ = locate(self.uri)
+            with files.open_output_stream(_with_parent(self)) as file:
+                file.write(content)
         return len(content)
+
+    def replace_by(self, content: bytes) -> None:
+        """Write a file as ``write_bytes`` does; on HDFS beside first, then in its place."""
+        files, path = locate(self.uri)
+        if files.type_name != "hdfs":
+            self.write_bytes(content)
+            return
+        beside = self.with_name(f"_{self.name}.{uuid.uuid4().hex}")
+        beside.write_bytes(content)
+        with _telling(self):
+            if self.exists():
+                files.delete_file(path)
+            files.move(locate(beside.uri)[1], path)
 
     def rename(self, target: RemotePath) -> RemotePath:
         """Move a file or folder; ``copy_tree`` says what is there meanwhile, but on HDFS."""
         if moves_at_once(self):
             files, path = locate(self.uri)
-            where = _with_parent(target)
-            files.move(path, where)
+            with _telling(self):
+                if target.exists():  # it would be moved into it
+                    raise StoreError(f"{target} is there already")
+                files.move(path, _with_parent(target))
         else:
             copy_tree(self, target)
             remove_tree(self)
         return target
 
     def _ask(self) -> FileInfo:
-        files, path = locate(self.uri)
-        return files.get_file_info(path)
+        with _telling(self):
+            files, path = locate(self.uri)
+            return files.get_file_info(path)
 
 
 # A folder or file of features.
@@ -274,12 +321,13 @@ def remove_tree(path: AnyPath, *, ignore_errors: bool = False) -> None:
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=ignore_errors)
         return
-    files, where = locate(path.uri)
     try:
-        if path.is_dir():
-            files.delete_dir(where)
-        elif path.exists():
-            files.delete_file(where)
+        with _telling(path):
+            files, where = locate(path.uri)
+            if path.is_dir():
+                files.delete_dir(where)
+            elif path.exists():
+                files.delete_file(where)
     except OSError:
         if not ignore_errors:
             raise
@@ -290,21 +338,41 @@ def copy_tree(source: RemotePath, target: RemotePath) -> None:
 
     What lies in the target stays, but for files of the same names.
     """
-    files, path = locate(source.uri)
     if not source.is_dir():
-        files.copy_file(path, _with_parent(target))
+        _copy_file(source, target)
         return
     below = [e for e in _listed(source, recursive=True) if e._info is not None and e._info.is_file]
     pairs = [(e, target / str(e.relative_to(source))) for e in below]
 
-    def copy(pair: tuple[RemotePath, RemotePath]) -> None:
-        files.copy_file(locate(pair[0].uri)[1], _with_parent(pair[1]))
-
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(copy, [pair for pair in pairs if not pair[0].name.startswith("_")]))
+        data = [pair for pair in pairs if not pair[0].name.startswith("_")]
+        list(pool.map(lambda pair: _copy_file(*pair), data))
     for pair in pairs:
         if pair[0].name.startswith("_"):
-            copy(pair)
+            _copy_file(*pair)
+
+
+def _copy_file(source: RemotePath, target: RemotePath) -> None:
+    """Copy a file within its store, and wait until all of it is there.
+
+    Raises:
+        StoreError: it is not.
+    """
+    n_bytes = source.stat().st_size
+    with _telling(source):
+        files, path = locate(source.uri)
+        where = _with_parent(target)
+        if files.type_name == "s3" and n_bytes > MOST_AT_ONCE:
+            with files.open_input_stream(path) as read, files.open_output_stream(where) as written:
+                while part := read.read(BYTES_A_PART):
+                    written.write(part)
+        else:
+            files.copy_file(path, where)
+    deadline = time.monotonic() + COPY_S  # Azure's may go on after the answer
+    while (found := files.get_file_info(where).size) != n_bytes:
+        if time.monotonic() > deadline:
+            raise StoreError(f"{target} has {found} bytes after it was copied, not {n_bytes}")
+        time.sleep(1)
 
 
 def settle(source: AnyPath, target: AnyPath) -> None:
@@ -343,7 +411,7 @@ def arrow_folder(folder: AnyPath) -> tuple[Any, FileSystem | None]:
 def _with_parent(target: RemotePath) -> str:
     """Return a path to be written; where folders are real, the one that it lies in is made."""
     files, path = locate(target.uri)
-    if files.type_name not in ("s3", "gcs"):
+    if not OBJECT_STORES.search(files.type_name):
         files.create_dir(posixpath.dirname(path), recursive=True)
     return path
 
@@ -354,7 +422,9 @@ def _listed(folder: RemotePath, *, recursive: bool) -> Iterator[RemotePath]:
     files, path = locate(folder.uri)
     selector = FileSelector(path, allow_not_found=True, recursive=recursive)
     below = path.rstrip("/") + "/"
-    for info in sorted(files.get_file_info(selector), key=lambda info: info.path):
+    with _telling(folder):
+        infos = files.get_file_info(selector)
+    for info in sorted(infos, key=lambda info: info.path):
         relative = info.path.removeprefix(below).strip("/")
         if relative:  # a store may hold an object with the folder's own name
             yield RemotePath(join(folder.uri, relative), info)

@@ -79,6 +79,8 @@ def run_train(
     from cxr_spark.training.job import train
 
     features, run = as_path(_required(experiment, "features")), Path(_required(experiment, "run"))
+    if not isinstance(features, Path):
+        check_remote_folder(features, "features")
     check_run(run, experiment)
     with _tracking(run, experiment.mlflow, experiment.name), _alone(run):
         with _keeping(run, command, extraction_seconds):

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from cxr_spark import paths
 from cxr_spark.errors import UserError
 from cxr_spark.files import write_json
 from cxr_spark.paths import (
     RemotePath,
+    Status,
+    StoreError,
     absolute,
     as_path,
     below,
@@ -92,6 +95,28 @@ def test_files_and_folders_go_elsewhere(store: RemotePath, how: Callable[..., No
     assert moves_at_once(Path("x"))
 
 
+def test_a_copy_is_waited_for_and_looked_at(
+    tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Azure answers before it has copied; S3 copies no object of more than five gigabytes."""
+    store = RemotePath(f"local://{tmp_path}/root")
+    fill(store)
+    monkeypatch.setattr(paths, "COPY_S", 0.0)
+    size = paths.RemotePath.stat
+    monkeypatch.setattr(paths.RemotePath, "stat", lambda path: Status(size(path).st_size + 1))
+    with pytest.raises(StoreError, match="has 7 bytes after it was copied, not 8"):
+        settle(store / "top.txt", store / "new.txt")
+    monkeypatch.undo()
+    (tmp_path / "empty").mkdir()
+    there = RemotePath(s3.upload(tmp_path / "empty"))
+    (there / "large").write_bytes(bytes(range(256)) * 40)
+    monkeypatch.setattr(paths, "MOST_AT_ONCE", 10)
+    monkeypatch.setattr(paths, "BYTES_A_PART", 1000)
+    move(there / "large", there / "moved")
+    assert (there / "moved").read_bytes() == bytes(range(256)) * 40
+    assert not (there / "large").exists()
+
+
 def test_what_is_removed_is_gone(store: RemotePath) -> None:
     fill(store)
     (store / "top.txt").unlink()
@@ -101,7 +126,9 @@ def test_what_is_removed_is_gone(store: RemotePath) -> None:
     remove_tree(store / "c%/x/part-1.parquet")
     assert [path for path in store.rglob("*") if not path.is_dir()] == []
     (store / "c%/x").rmdir()
-    assert not (store / "c%/x").exists()
+    assert not list((store / "c%/x").iterdir())
+    # pyarrow leaves an empty object for the folder of what it removes from S3.
+    assert (store / "c%/x").exists() == store.uri.startswith("s3a:")
 
 
 def test_json_is_written_and_several_files_are_read_at_once(store: RemotePath) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,13 @@ class Outputs:
         features: the features folder.
         staging: a folder in it, for what is not committed.
         feature_maps: whether maps are asked for.
+        check: raises where the folder is not this run's any more, before something is committed.
     """
 
     features: AnyPath
     staging: AnyPath
     feature_maps: bool
+    check: Callable[[], None] = lambda: None
 
     def manifest(self, spark: SparkSession) -> DataFrame:
         """Return every image found."""

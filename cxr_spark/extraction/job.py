@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,14 @@ from cxr_spark.extraction.store import (
 )
 from cxr_spark.extraction.worker import Extraction
 from cxr_spark.files import disk_is_full, refuse_links
-from cxr_spark.paths import AnyPath, RemotePath, move, moves_at_once, remove_tree
+from cxr_spark.paths import (
+    AnyPath,
+    RemotePath,
+    StoreError,
+    move,
+    moves_at_once,
+    remove_tree,
+)
 from cxr_spark.spark_jobs import check_seen_by_spark
 
 if TYPE_CHECKING:
@@ -106,26 +114,28 @@ def extract(
     created = not features.exists()
     features.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(features):
+        with locked(features) as check:
             if isinstance(features, RemotePath):
                 check_seen_by_spark(spark, features / LOCK_NAME)
             _clear_staging(features)
             if not overwrite:
                 recover(features)
-            return _extract(spark, request, load, overwrite=overwrite)
+            return _extract(spark, request, load, check, overwrite=overwrite)
     except Exception as error:
         if disk_is_full(error):
             raise RunFailed(_tell_room(features)) from error
         raise
     finally:
-        if created and features.exists() and not any(features.iterdir()):
-            features.rmdir()
+        if created and isinstance(features, Path) and features.exists():
+            with suppress(OSError):  # something lies in it
+                features.rmdir()
 
 
 def _extract(
     spark: SparkSession,
     request: ExtractionRequest,
     load: Callable[[], Sequence[LoadedBackbone]],
+    check: Callable[[], None],
     *,
     overwrite: bool,
 ) -> list[ExtractionRecord]:
@@ -144,6 +154,7 @@ def _extract(
                     "Expected at least one image whose path the adapter recognises. "
                     f"Received: {listing.n_images} images, of which none does"
                 )
+            check()
             if overwrite:
                 clear_extractions(features, [b.identity.fingerprint for b in backbones])
             refresh, staged = request.experiment.refresh, staging / "manifest"
@@ -155,14 +166,18 @@ def _extract(
                 clear_store(features)  # it is of other images
                 listing = accept_listing(spark, features, staged, listing, refresh=refresh)
             accepted = True
-            outputs = Outputs(features, staging, request.feature_maps)
+            outputs = Outputs(features, staging, request.feature_maps, check)
             job = Job(spark, request.experiment, outputs, listing, request.demonstration)
             complete(job, backbones, warmed=warmed.result)
     finally:
-        _clear_staging(features)
-        # A manifest alone would bind the folder.
-        if accepted and not record_files(features) and not has_parts(features):
-            _remove(features, "manifest")
+        try:
+            check()  # nothing of another run's is removed
+            _clear_staging(features)
+            # A manifest alone would bind the folder.
+            if accepted and not record_files(features) and not has_parts(features):
+                _remove(features, "manifest")
+        except (RunFailed, StoreError) as error:  # not over what ended the run
+            log.warning("what this run leaves in %s was not removed: %s", features, error)
     return [_record_of(request, backbone) for backbone in backbones]
 
 

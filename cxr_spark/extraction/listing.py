@@ -19,8 +19,10 @@ from cxr_spark.files import write_json
 from cxr_spark.paths import (
     AnyPath,
     RemotePath,
+    StoreError,
     copy_tree,
     location,
+    map_files,
     move,
     moves_at_once,
     remove_tree,
@@ -90,11 +92,15 @@ def _files(manifest: AnyPath) -> dict[str, int]:
 
 
 def _digests(manifest: AnyPath) -> dict[str, str]:
-    digests = {}
-    for file in parquet_files(manifest):
-        with file.open("rb") as content:
-            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return digests
+    files = parquet_files(manifest)
+    return dict(zip((file.name for file in files), map_files(_sha256, files), strict=True))
+
+
+def _sha256(file: AnyPath) -> str:
+    if isinstance(file, RemotePath):  # at once: hashlib would ask for a small part at a time
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_listing_record(features: AnyPath) -> Listing | None:
@@ -108,6 +114,8 @@ def read_listing_record(features: AnyPath) -> Listing | None:
         return None
     try:
         listing = Listing(**json.loads(file.read_text(encoding="utf-8")))
+    except StoreError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"Expected the record of a manifest. Received: {file} ({error})") from error
     found = _files(file.parent)

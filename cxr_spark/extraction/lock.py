@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cxr_spark.errors import UserError
-from cxr_spark.paths import AnyPath, RemotePath
+from cxr_spark.errors import RunFailed, UserError
+from cxr_spark.paths import AnyPath, RemotePath, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ MISSED_BEATS = 4
 
 
 @contextmanager
-def locked(folder: AnyPath, flag: str = "features") -> Iterator[None]:
+def locked(folder: AnyPath, flag: str = "features") -> Iterator[Callable[[], None]]:
     """Hold a folder for this process, until the block or the process ends.
 
     A local folder's lock is the kernel's, which lets go of it however the process ends. A store has
@@ -36,12 +37,18 @@ def locked(folder: AnyPath, flag: str = "features") -> Iterator[None]:
         folder: local ones exist; its file ``_lock`` says who holds it.
         flag: that another folder could be given by.
 
+    Yields:
+        What raises RunFailed where the folder is not this process's any more.
+
     Raises:
         UserError: another process holds it.
     """
     if isinstance(folder, RemotePath):
-        with _beating(folder / LOCK_NAME, flag):
-            yield
+        lease = Lease(folder / LOCK_NAME, flag)
+        try:
+            yield lease.check
+        finally:
+            lease.release()
         return
     file = folder / LOCK_NAME
     descriptor = _acquire(file, flag)
@@ -49,7 +56,7 @@ def locked(folder: AnyPath, flag: str = "features") -> Iterator[None]:
         if descriptor is not None:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, _holder().encode(), 0)
-        yield
+        yield lambda: None
     finally:
         if descriptor is not None:
             file.unlink(missing_ok=True)
@@ -69,79 +76,108 @@ def _held(folder: AnyPath, holder: str, flag: str) -> UserError:
     )
 
 
-@contextmanager
-def _beating(file: RemotePath, flag: str) -> Iterator[None]:
-    _wait_for(file, flag)
-    holder, own = _holder(), uuid.uuid4().hex
-    ended = threading.Event()
+class Lease:
+    """A lock that is a file of a store, which its holder writes anew every few seconds."""
 
-    def beat(n: int) -> None:
-        file.write_bytes(f"{holder}\n{own}\n{n}\n".encode())
+    def __init__(self, file: RemotePath, flag: str) -> None:
+        """Take the file once it is nobody's.
 
-    def is_own() -> bool:
-        return _read(file).split("\n")[1:2] == [own]
+        Raises:
+            UserError: somebody holds it, or it cannot be written.
+        """
+        self._file, self._flag = file, flag
+        self._holder, self._own = _holder(), uuid.uuid4().hex
+        self._ended, self._lost = threading.Event(), ""
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+        self._wait()
+        try:
+            self._beat(0)
+        except StoreError as error:
+            raise UserError(f"Expected --{flag} to be written to. Received: {error}") from error
+        try:
+            time.sleep(BEAT_S / 2.5)  # of two that begin together, the first sees the second's
+            if not self._is_own():
+                raise _held(file.parent, _told(self._read()), flag)
+        except KeyboardInterrupt:
+            self.release()
+            raise
+        self._thread.start()
 
-    def go_on() -> None:
-        n = 1
-        while not ended.wait(BEAT_S):
-            n += 1
+    def check(self) -> None:
+        """See to it that the folder is still this process's, before something is committed.
+
+        Raises:
+            RunFailed: it is not, or was not for a while.
+        """
+        if self._lost:
+            raise RunFailed(
+                f"{self._file.parent} is not this run's any more ({self._lost}). What was computed "
+                "is kept: give the same command again once no other run writes there"
+            )
+
+    def release(self) -> None:
+        """Let go of the file."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            if not self._lost and self._is_own():
+                self._file.unlink()
+        except OSError as error:  # not over what ended the run
+            log.warning("the lock could not be removed: %s", error)
+
+    def _go_on(self) -> None:
+        last = time.monotonic()
+        for n in itertools.count(1):
+            if self._ended.wait(BEAT_S):
+                return
             try:
-                if not is_own():
-                    log.error(
-                        "%s: another run took this folder while this one stood still. End one of "
-                        "them", file.parent,
-                    )  # fmt: skip
+                if not self._is_own():
+                    self._lost = f"held by {_told(self._read()) or 'nobody'}"
                     return
-                beat(n)
-            except Exception as error:  # the work itself will tell, where it cannot write either
-                log.warning("%s could not be written: %s", file, error)
+                self._beat(n)
+                last = time.monotonic()
+            except OSError as error:
+                log.warning("the lock could not be written: %s", error)
+            if time.monotonic() - last > (MISSED_BEATS - 1) * BEAT_S:
+                self._lost = "its lock could not be written for too long"
+                return
 
-    try:
-        beat(1)
-    except OSError as error:
-        raise UserError(
-            f"Expected --{flag} to be written to. Received: {file.parent} "
-            f"({' '.join(str(error).split())})"
-        ) from error
-    time.sleep(BEAT_S / 2.5)  # of two that begin together, the first sees the second's
-    if not is_own():
-        raise _held(file.parent, _read(file).partition("\n")[0], flag)
-    thread = threading.Thread(target=go_on, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        if is_own():
-            file.unlink()
+    def _beat(self, n: int) -> None:
+        self._file.write_bytes(f"{self._holder}\n{self._own}\n{n}\n".encode())
 
+    def _is_own(self) -> bool:
+        return (self._read() or "").split("\n")[1:2] == [self._own]
 
-def _wait_for(file: RemotePath, flag: str) -> None:
-    """Wait until a lock is nobody's.
+    def _read(self) -> str | None:
+        """Return what the file says, which is nothing while it is written; None where it is not."""
+        try:
+            return self._file.read_text()
+        except FileNotFoundError:
+            return None
 
-    Raises:
-        UserError: somebody writes it anew.
-    """
-    if not (before := _read(file)):
-        return
-    holder = before.partition("\n")[0]
-    log.info("%s is held by %s: looking whether it still runs", file.parent, holder)
-    deadline = time.monotonic() + MISSED_BEATS * BEAT_S
-    while time.monotonic() < deadline:
-        time.sleep(BEAT_S / 5)
-        now = _read(file)
-        if not now:
+    def _wait(self) -> None:
+        """Wait until the file is nobody's.
+
+        Raises:
+            UserError: somebody writes it anew.
+        """
+        if (before := self._read()) is None:
             return
-        if now != before:
-            raise _held(file.parent, holder, flag)
+        log.info("%s is held by %s: does it still run?", self._file.parent, _told(before))
+        deadline = time.monotonic() + MISSED_BEATS * BEAT_S
+        while time.monotonic() < deadline:
+            time.sleep(BEAT_S / 5)
+            now = self._read()
+            if now is None:
+                return
+            before = before or now
+            if now and now != before:
+                raise _held(self._file.parent, _told(now), self._flag)
 
 
-def _read(file: RemotePath) -> str:
-    try:
-        return file.read_text()
-    except FileNotFoundError:
-        return ""
+def _told(content: str | None) -> str:
+    return (content or "").partition("\n")[0]
 
 
 def _acquire(file: Path, flag: str) -> int | None:

@@ -152,6 +152,7 @@ def _look(job: Job, state: Begun) -> tuple[Begun, Remaining]:
         if not remaining.n_stale:
             return state, remaining
         usable = manifest.where("error IS NULL")  # as find_remaining counts, or this would not end
+        outputs.check()
         _drop_stale(job, state, usable, stale_files(spark, usable, files))
         state = begun(outputs, state.backbone)
         files = state.files(outputs.features)
@@ -204,6 +205,7 @@ def _pass(
 
     def done(shard: PassedShard) -> None:
         _check_features(shard.failures)
+        job.outputs.check()
         for state in states:
             folder = shard.folder / f"fingerprint={state.backbone.identity.fingerprint}"
             commit_shard(state.parts, shard.name, folder, shard.failures)
@@ -289,6 +291,7 @@ def _finish(job: Job, state: Begun) -> None:
         spark=describe_session(spark),
         files={},
     )
+    outputs.check()
     finish(outputs.features, state.parts, staged_errors, record, kept=state.kept)
     log.info(
         "%s: %d images in = %d rows + %d errors%s",

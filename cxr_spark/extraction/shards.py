@@ -33,6 +33,8 @@ from cxr_spark.extraction.store import (
 from cxr_spark.files import write_json
 from cxr_spark.paths import (
     AnyPath,
+    RemotePath,
+    StoreError,
     arrow_source,
     below,
     entries,
@@ -167,7 +169,8 @@ def finish(
             f"{record.describe()}: {record.n_images} images in, but {record.n_rows} rows "
             f"({n_stored} in its files) and {record.n_errors} errors"
         )
-    remove_tree(parts / _ERRORS, ignore_errors=True)
+    if (parts / _ERRORS).exists():
+        remove_tree(parts / _ERRORS)
     move(staged_errors, parts / _ERRORS)
     write_json(parts / _FINISH_NAME, {"record": record_content(record), "moves": moves})
     _roll_forward(features, parts, record, moves)
@@ -182,10 +185,18 @@ def recover(features: AnyPath) -> None:
     """
     for file in entries(features / PARTS, f"*/{_FINISH_NAME}"):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            if isinstance(file, RemotePath) and not text.rstrip().endswith("}"):
+                # Not every store writes a file whole or not at all; nothing was moved yet.
+                log.warning("%s was not written to its end: the extraction goes on before it", file)
+                file.unlink()
+                continue
+            content = json.loads(text)
             record, moves = parse_record(content["record"]), dict(content["moves"])
             if not all(_is_move(file.parent, *move) for move in moves.items()):
                 record = None
+        except StoreError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             record = None
         if record is None:
@@ -228,7 +239,8 @@ def _roll_forward(
     list(map_files(place_file, [parts / source for source in moves]))
     if (parts / _ERRORS).exists():
         errors = features / "errors" / f"fingerprint={record.fingerprint}"
-        remove_tree(errors, ignore_errors=True)
+        if errors.exists():
+            remove_tree(errors)
         errors.parent.mkdir(exist_ok=True)
         settle(parts / _ERRORS, errors)
     write_record(place, record)
@@ -240,6 +252,8 @@ def _roll_forward(
         if path.is_dir() and path.name != _ERRORS:
             remove_tree(path)
     if not moves_at_once(parts):
+        for source in moves:  # those that lie in no folder
+            (parts / source).unlink(missing_ok=True)
         # The errors are there as well as in their place: half of them would be taken for all.
         (parts / _FINISH_NAME).unlink()
     remove_tree(parts)
@@ -252,6 +266,8 @@ def _roll_forward(
 def _stored(file: AnyPath) -> StoredFile:
     try:
         return StoredFile(file.stat().st_size, _footer(file).num_rows)
+    except StoreError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"Expected Parquet in {file}. Received: {type(error).__name__}: {error}. "

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from cxr_spark.checksums import sum_words
 from cxr_spark.errors import UserError
 from cxr_spark.files import write_json
-from cxr_spark.paths import AnyPath, arrow_folder
+from cxr_spark.paths import AnyPath, StoreError, arrow_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,6 +214,8 @@ def read_record(folder: AnyPath) -> ExtractionRecord:
             f"Expected the record of an extraction. Received: {file}, which says nothing of "
             f"{error}, as one of an earlier version. Give another --features, or --overwrite."
         ) from error
+    except StoreError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"Expected the record of an extraction. Received: {file} ({error})"

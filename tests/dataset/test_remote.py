@@ -134,6 +134,8 @@ def test_a_root_that_is_not_there_is_told_in_one_line(
         ("s3://KEY:Zm?9v@bucket/x", "without a user"),
         ("s3://Zm9v@bucket/x", "without a user"),
         ("gs://bucket:Zm9v/x", "without a user"),
+        ("s3://bucket/a//b", "without '//'"),
+        ("s3://bucket/a/../b", "without '//'"),
         ("hdfs://KEY:Zm9v@name:9000/x", "without a user"),
         ("abfss://container:Zm9v@account/x", "without a user"),
         ("ftp://KEY:Zm9v@host/x", "without a user"),

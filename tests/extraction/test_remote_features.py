@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from pyarrow.fs import FileSelector, FileSystem
 
 from cxr_spark import paths
 from cxr_spark.config import Experiment
-from cxr_spark.errors import UserError
-from cxr_spark.extraction import lock
+from cxr_spark.errors import RunFailed, UserError
+from cxr_spark.extraction import job, lock
 from cxr_spark.extraction.job import STAGING, ExtractionRequest, _clear_staging, extract
 from cxr_spark.extraction.listing import (
     Listing,
@@ -28,6 +29,7 @@ from cxr_spark.extraction.listing import (
     is_missing,
     read_listing_record,
     remove_listing,
+    stage_listing,
     write_listing_record,
 )
 from cxr_spark.extraction.load import load_backbones
@@ -39,7 +41,7 @@ from cxr_spark.extraction.store import (
     list_extractions,
     read_errors,
 )
-from cxr_spark.paths import RemotePath, as_path
+from cxr_spark.paths import RemotePath, StoreError, as_path, remove_tree
 from cxr_spark.spark_jobs import check_seen_by_spark
 from cxr_spark.training.reader import read_inputs, read_keys, stream_inputs
 from tests.conftest import S3
@@ -303,7 +305,10 @@ def test_a_store_that_spark_does_not_see_is_told_in_one_line(
         check_seen_by_spark(spark, RemotePath(f"elsewhere://{tmp_path}/x"))
 
 
-@pytest.mark.parametrize("at", range(20))
+N_STEPS = 16
+
+
+@pytest.mark.parametrize("at", range(N_STEPS + 1))
 def test_a_manifest_whose_move_was_stopped_is_moved_again(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,9 +324,12 @@ def test_a_manifest_whose_move_was_stopped_is_moved_again(
         files, path = locate(uri)
         return killed.of(files), path
 
+    completed = False
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(paths, "locate", watched)
         _replace(features / "manifest", staging / "joined")
+        completed = True
+    assert completed == (at >= N_STEPS)
     _clear_staging(features)
     listing = read_listing_record(features)
     assert listing is not None
@@ -349,15 +357,85 @@ def test_one_run_at_a_time_writes_to_a_store(kind: str, tmp_path: Path, s3: S3) 
     (tmp_path / "empty").mkdir()
     root = s3.upload(tmp_path / "empty") if kind == "s3" else f"local://{tmp_path}/features"
     features = RemotePath(root)
-    with locked(features):
+    with locked(features) as check:
         held = (features / "_lock").read_text()
         told = r"a second run \(process \d+ on .* writes to it"
         with pytest.raises(UserError, match=told), locked(features):
             raise AssertionError
+        check()
     assert not (features / "_lock").exists()
     (features / "_lock").write_bytes(held.encode())  # of one that was killed
     with locked(features):
         assert (features / "_lock").read_text() != held
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lock_that_is_being_written_is_somebodys(tmp_path: Path) -> None:
+    """Not every store writes whole or not at all: it may be read while there is nothing in it."""
+    features, stop = RemotePath(f"local://{tmp_path}/features"), threading.Event()
+    (features / "_lock").write_bytes(b"")
+
+    def write() -> None:
+        for n in itertools.count():
+            if stop.wait(0.05):
+                return
+            (features / "_lock").write_bytes(f"another\nx\n{n}\n".encode() if n % 2 else b"")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match=r"a second run \(another writes"), locked(features):
+            raise AssertionError
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_lost_its_lock_commits_nothing_more(
+    with_scheme, experiment, phantoms: Path, there: RemotePath, tmp_path: Path, monkeypatch
+) -> None:
+    """As after a machine stood still for long: another run has taken the folder meanwhile."""
+    other = b"another\nx\n1\n"
+
+    def stage(*arguments: Any, **named: Any) -> Any:
+        (there / "_lock").write_bytes(other)
+        time.sleep(1)
+        return stage_listing(*arguments, **named)
+
+    monkeypatch.setattr(job, "stage_listing", stage)
+    with pytest.raises(RunFailed, match=r"not this run's any more \(held by another\)"):
+        extract_to(with_scheme, experiment, phantoms, there, tmp_path / "cache")
+    assert (there / "_lock").read_bytes() == other
+    assert not (there / "manifest").exists()
+    assert list(there.glob("_staging-*"))  # it may be the other's
+
+
+def test_what_a_store_says_is_one_kind_of_error(tmp_path: Path, monkeypatch) -> None:
+    features = RemotePath(f"local://{tmp_path}/features")
+    make_store(features)
+
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError("the key\nhas expired")
+
+    refusing: Any = Refusing()
+    monkeypatch.setattr(paths, "locate", lambda uri: (refusing, uri))
+    for do in (list_extractions, recover, lambda path: remove_tree(path), lambda p: p.read_bytes()):
+        with pytest.raises(StoreError, match="local://.*: the key has expired"):
+            do(features)
+
+
+def test_an_end_that_was_not_written_to_its_end_was_not_begun(tmp_path: Path) -> None:
+    features = RemotePath(f"local://{tmp_path}/features")
+    parts = parts_of(features, make_record().fingerprint, feature_maps=True)
+    for name in ("a", "b"):
+        commit_shard(parts, name, write_rows(features / "_staging" / name, name), [])
+    (parts / "_finish.json").write_bytes(b'{"record": {"fing')
+    recover(features)
+    assert [shard.folder.name for shard in read_shards(parts)] == ["a", "b"]
+    finish(features, parts, stage_errors(features), make_record())
+    assert len(list_extractions(features)) == 1
 
 
 @pytest.mark.usefixtures("quick")
