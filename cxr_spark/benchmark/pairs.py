@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cxr_spark.benchmark.rows import MeasurementError, NoRateError, Pair, marginal_rate
 
@@ -47,19 +47,18 @@ def marginal(n_images: int, quarter: float, whole: float) -> float:
     return marginal_rate(n_quarter, quarter, n_whole, whole)
 
 
-def tell_brief(seconds: Sequence[tuple[float, float]]) -> str:
-    """Return a note where a rate is that of so few seconds that it is noise, else an empty string.
+def add_if_brief(note: str, turns: Turns[float, Any]) -> str:
+    """Return a note, to which is added where our rate is that of so few seconds that it is noise.
 
     Args:
-        seconds: of each run over a quarter of the images, and over all of them.
+        note: of what else there is to say, or an empty string.
+        turns: over a quarter of the images and over all of them, ours in seconds.
     """
-    between = statistics.median(whole - quarter for quarter, whole in seconds)
+    between = statistics.median(whole - quarter for (quarter, _), (whole, _) in turns.runs)
     if between >= LEAST_SECONDS:
-        return ""
-    return (
-        f"of {between:.1f} s, and rates of less than {LEAST_SECONDS:.0f} s are noise: give more "
-        "images"
-    )
+        return note
+    brief = f"of {between:.1f} s, and rates of less than {LEAST_SECONDS:.0f} s are noise"
+    return "; ".join(filter(None, [note, f"{brief}: give more images"]))
 
 
 def run_in_turn(

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from cxr_spark.benchmark.pairs import (
+    add_if_brief,
     marginal,
     quarter_and_whole,
     rates_of,
     run_in_turn,
-    tell_brief,
 )
 from cxr_spark.benchmark.rows import (
     MeasurementError,
@@ -119,8 +119,7 @@ def measure_peer(
     against, rate, rows = f"{peer.name}.py", partial(marginal, n_images), list[Row]()
     try:
         pairs, note = rates_of(turns, rate, marginal_of)
-        brief = tell_brief([(quarter, whole) for (quarter, _), (whole, _) in turns.runs])
-        note = "; ".join(filter(None, [note, brief]))
+        note = add_if_brief(note, turns)
         rows.append(ratio_row(f"marginal, {what}", against, pairs, target=target, note=note))
     except MeasurementError as error:
         rows.append(failed_row(f"marginal, {what}", error, target=target))

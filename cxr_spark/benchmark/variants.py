@@ -10,11 +10,11 @@ from functools import partial
 from cxr_spark.benchmark.machine import count_cores
 from cxr_spark.benchmark.ours import Trial
 from cxr_spark.benchmark.pairs import (
+    add_if_brief,
     marginal,
     quarter_and_whole,
     rates_of,
     run_in_turn,
-    tell_brief,
 )
 from cxr_spark.benchmark.peers import CEILING, Peer, PeerRun, run_peer
 from cxr_spark.benchmark.rows import MeasurementError, Row, ratio_row
@@ -37,8 +37,7 @@ def measure_maps(trial: Trial) -> list[Row]:
     turns = run_in_turn(what, ours, theirs, quarter_and_whole(n_images), trial.repeat)
     rate = partial(marginal, n_images)
     pairs, note = rates_of(turns, rate, rate)
-    brief = tell_brief([(quarter, whole) for (quarter, _), (whole, _) in turns.runs])
-    note = "; ".join(filter(None, [note, brief]))
+    note = add_if_brief(note, turns)
     target = MAPS if trial.submitter.precision == "float32" else None
     return [ratio_row(what, "ours without", pairs, target=target, note=note)]
 
@@ -105,8 +104,8 @@ def measure_pass(trial: Trial, bare: Sequence[Peer]) -> list[Row]:
     rate = partial(marginal, trial.n_images)
     pairs, note = rates_of(turns, rate, rate)
     told = f"forward passes and one decoding of {CEILING}.py"
-    brief = tell_brief([(quarter, whole) for (quarter, _), (whole, _) in turns.runs])
-    note = "; ".join(filter(None, [", ".join(trial.backbones), note, brief]))
+    note = "; ".join(filter(None, [", ".join(trial.backbones), note]))
+    note = add_if_brief(note, turns)
     target = PASS if all(peer.judges for peer in bare) else None
     return [ratio_row(what, told, pairs, target=target, note=note)]
 

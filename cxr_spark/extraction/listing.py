@@ -241,10 +241,7 @@ def move_listing(folder: AnyPath, target: AnyPath) -> None:
     if isinstance(folder, Path) or isinstance(target, Path) or moves_at_once(target):
         move(folder, target)
         return
-    (target / MOVING).write_bytes(b"")
-    for entry in target.iterdir():
-        if entry.name != MOVING:
-            remove_tree(entry)
+    _empty(target)
     copy_tree(folder, target)
     (target / MOVING).unlink()
     remove_listing(folder)
@@ -253,12 +250,17 @@ def move_listing(folder: AnyPath, target: AnyPath) -> None:
 def remove_listing(folder: AnyPath) -> None:
     """Remove a manifest such that of what may be left it is known whose it is."""
     if isinstance(folder, RemotePath):
-        (folder / MOVING).write_bytes(b"")
-        (folder / MANIFEST_RECORD).unlink(missing_ok=True)
-        for entry in folder.iterdir():
-            if entry.name != MOVING:
-                remove_tree(entry)
+        _empty(folder)
     remove_tree(folder)
+
+
+def _empty(folder: RemotePath) -> None:
+    """Leave nothing in a manifest's folder but what says that it is ours; first goes its record."""
+    (folder / MOVING).write_bytes(b"")
+    (folder / MANIFEST_RECORD).unlink(missing_ok=True)
+    for entry in folder.iterdir():
+        if entry.name != MOVING:
+            remove_tree(entry)
 
 
 def _follow(manifest: AnyPath, beside: AnyPath, stored: Listing, now: Listing) -> Listing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,11 @@ def test_on_a_cluster_a_folder_for_all_nodes_must_be_named(named: str) -> None:
     assert "error: Expected TMPDIR to be a folder that every node" in done.stdout
 
 
+# Of which nothing is asked but its name, where nothing is extracted.
+NO_SESSION: Any = None
+BACKBONE: Any = SimpleNamespace(identity=SimpleNamespace(backbone="MobileNetV3Small"))
+
+
 def test_the_marginal_rate_and_the_fixed_part_add_up(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -103,17 +109,9 @@ def test_the_marginal_rate_and_the_fixed_part_add_up(
         n_images: int = arguments[-1]
         return Timed(n_images, 3.0 + n_images / 20, listing=1.0, commit=0.5)
 
-    class Named:
-        backbone = "MobileNetV3Small"
-
-    class Backbone:
-        identity = Named()
-
     monkeypatch.setattr(extraction, "timed_extract", timed)
-    spark: Any = None
-    backbone: Any = Backbone()
     rate, first, fixed = extraction.measure_extraction(
-        spark, settings(), images, backbone, tmp_path, core_rate=25.0
+        NO_SESSION, settings(), images, BACKBONE, tmp_path, core_rate=25.0
     )
     assert rate.rate == pytest.approx(20.0)
     assert rate.note == "the compute core alone gave 25"
@@ -131,17 +129,9 @@ def test_a_run_that_gives_no_rate_loses_none_of_the_others(
     def timed(*arguments: Any) -> Timed:
         return Timed(arguments[-1], next(longer), listing=1.0, commit=0.5)
 
-    class Named:
-        backbone = "MobileNetV3Small"
-
-    class Backbone:
-        identity = Named()
-
     monkeypatch.setattr(extraction, "timed_extract", timed)
-    spark: Any = None
-    backbone: Any = Backbone()
     rate, _, fixed = extraction.measure_extraction(
-        spark, settings(repeat=3), images, backbone, tmp_path, core_rate=None
+        NO_SESSION, settings(repeat=3), images, BACKBONE, tmp_path, core_rate=None
     )
     n_whole = len(images.paths)
     rates = [(n_whole - n_whole // 4) / seconds for seconds in (4.0, 6.0)]

@@ -46,7 +46,7 @@ from cxr_spark.spark_jobs import check_seen_by_spark
 from cxr_spark.training.reader import read_inputs, read_keys, stream_inputs
 from tests.conftest import S3
 from tests.extraction.test_job import read, run
-from tests.extraction.test_store import make_record
+from tests.extraction.test_store import go_on_after, make_record
 from tests.test_jobs import submit
 
 # Spark and fsspec both take a URI of this scheme for a local folder, and nothing else does.
@@ -271,14 +271,8 @@ def test_an_end_killed_at_any_step_is_done_by_the_next_run(
                 pass
             else:
                 n_steps = at
-        recover(features)
-        if list_extractions(features) == [first]:  # it had not begun to end
-            n_undone += 1
-            check_files(features, first)
-            end_again(features)
-        (found,) = list_extractions(features)
-        assert list(found.files) == ["a-part-0.parquet", "c-part-0.parquet"], at
-        check_files(features, found)
+        found, was_undone = go_on_after(features, first, end_again, at)
+        n_undone += was_undone
         assert [row["image_id"] for row in read_errors(features, found)] == ["e"], at
         assert read_shards(parts) == [], at
         if n_steps is not None:

@@ -244,6 +244,28 @@ def end_again(features: Path) -> ExtractionRecord:
     return finish(features, parts, staged_errors, make_record(), kept=["a-part-0.parquet"])
 
 
+def go_on_after(
+    features: Any, first: ExtractionRecord, end_again: Callable[[Any], object], at: int
+) -> tuple[ExtractionRecord, bool]:
+    """Do what the run after a killed one does; return the record, and whether it had to begin.
+
+    Args:
+        features: the folder, local or by its URI.
+        first: the record before the end that was killed.
+        end_again: ends the extraction, as the killed run would have.
+        at: the step before which that was killed.
+    """
+    recover(features)
+    was_undone = list_extractions(features) == [first]
+    if was_undone:
+        check_files(features, first)
+        end_again(features)
+    (found,) = list_extractions(features)
+    assert list(found.files) == ["a-part-0.parquet", "c-part-0.parquet"], at
+    check_files(features, found)
+    return found, was_undone
+
+
 def test_an_end_killed_at_any_step_is_done_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,14 +283,8 @@ def test_an_end_killed_at_any_step_is_done_by_the_next_run(
                 pass
             else:
                 n_steps = at
-        recover(features)
-        if list_extractions(features) == [first]:  # it had not begun to end
-            n_undone += 1
-            check_files(features, first)
-            end_again(features)
-        (found,) = list_extractions(features)
-        assert list(found.files) == ["a-part-0.parquet", "c-part-0.parquet"], at
-        check_files(features, found)
+        found, was_undone = go_on_after(features, first, end_again, at)
+        n_undone += was_undone
         assert (features / "errors" / f"fingerprint={found.fingerprint}").is_dir()
         assert not list((features / found.fingerprint).glob("b-*"))
         if n_steps is not None:
