@@ -45,6 +45,14 @@ def gpu_addresses() -> list[str]:
     return list(resources["gpu"].addresses) if "gpu" in resources else []
 
 
+def is_tried_again() -> bool:
+    """Return whether this task was tried before: Spark lost it, or its worker ended."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return context is not None and context.attemptNumber() > 0
+
+
 def task_device(placement: Placement) -> Device:
     """Return the device that this task computes on.
 

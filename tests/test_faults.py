@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.dataset.phantoms import draw_phantoms
@@ -34,6 +36,7 @@ from tests.faults import (
     python_workers,
     read_features,
 )
+from tests.faulty_decoder import ENDS, plant_fault
 from tests.test_cluster import started
 
 FULL = os.environ.get("CXR_FAULTS") == "full"
@@ -173,6 +176,36 @@ def test_a_killed_driver_and_the_same_command_again(
         assert int(counted[1].replace(",", "")) == N_IMAGES - n_there
         assert int((counted[2] or "0").replace(",", "")) == n_there
     assert_same(read_features(features), expected)
+
+
+def test_images_that_end_the_process_that_decodes_them(images, config, tmp_path: Path) -> None:
+    """Each ends a worker; its task, tried again, decodes in a process of its own."""
+    some = tmp_path / "images"
+    for file in sorted(images.rglob("*.jpeg"))[::20]:
+        copied = some / file.relative_to(images)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copied)
+    chosen = sorted(some.rglob("*.jpeg"))[5::20]
+    for file in chosen:
+        file.write_bytes(file.read_bytes() + ENDS)
+    quick = tmp_path / "quick.yaml"
+    quick.write_text(config.read_text().replace("ResNet50", "MobileNetV3Small"))
+    whole, features = tmp_path / "whole", tmp_path / "features"
+    run = extract(tmp_path, "local[2]", some, quick, whole)
+    assert run.wait() == 0, run.said[-3000:]
+    run = Run(
+        tmp_path, "local[2]", "extract", "--config", str(quick), "--images", str(some),
+        "--features", str(features), PYTHONPATH=plant_fault(tmp_path / "fault"),
+    )  # fmt: skip
+    assert run.wait() == 0, run.said[-3000:]
+    expected, found = read_features(whole), read_features(features)
+    names = [str(file.relative_to(some)) for file in chosen]
+    assert len(names) == 2
+    assert_same(found, expected[~expected["image_id"].isin(names)].reset_index(drop=True))
+    errors = pq.ParquetDataset(features / "errors").read().to_pandas().sort_values("image_id")
+    assert errors["image_id"].tolist() == names
+    assert set(errors["stage"]) == {"decode"}
+    assert set(errors["error"]) == {"decoding it ends the process that does it (SIGSEGV)"}
 
 
 @in_full

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -48,12 +49,25 @@ class PreparedImage:
     error: str | None = None
 
 
-def prepare(file: bytes | Source, image_size: tuple[int, int]) -> PreparedImage:
-    """Read, decode and resize one image, by the path of its file or from its source."""
+def prepare(
+    file: bytes | Source, image_size: tuple[int, int], decode: Decode | None = None
+) -> PreparedImage:
+    """Read, decode and resize one image.
+
+    Args:
+        file: the path of the file, or its source.
+        image_size: (height, width) in pixels.
+        decode: what decodes and resizes, else ``prepare_encoded``.
+    """
     try:
         encoded = read_whole(file) if isinstance(file, bytes) else file.read()
     except OSError as error:
         return PreparedImage(0, 0, None, stage="read", error=error.strerror or str(error))
+    return (decode or prepare_encoded)(encoded, image_size)
+
+
+def prepare_encoded(encoded: bytes, image_size: tuple[int, int]) -> PreparedImage:
+    """Decode and resize one image, of the bytes of its file."""
     try:
         grey = decode_grey(encoded)
     except UndecodableImage as error:
@@ -61,6 +75,9 @@ def prepare(file: bytes | Source, image_size: tuple[int, int]) -> PreparedImage:
     height, width = grey.shape
     pixels = grey if grey.shape == image_size else resize_bilinear(grey, image_size)
     return PreparedImage(height, width, pixels, digest_pixels(pixels))
+
+
+Decode = Callable[[bytes, tuple[int, int]], PreparedImage]
 
 
 def digest_pixels(pixels: npt.NDArray[Any]) -> str:
@@ -81,6 +98,7 @@ def prepare_groups(
     image_size: tuple[int, int],
     *,
     threads: int,
+    decode: Decode | None = None,
 ) -> Generator[tuple[Group, list[PreparedImage]]]:
     """Prepare groups of files in their order.
 
@@ -89,15 +107,17 @@ def prepare_groups(
         image_size: (height, width) in pixels.
         threads: how many decode the next group while this one is computed; with none, this thread
             decodes a group when it is asked for.
+        decode: as ``prepare`` takes.
     """
+    make = prepare if decode is None else functools.partial(prepare, decode=decode)
     if not threads:
         for group, paths in groups:
-            yield group, [prepare(path, image_size) for path in paths]
+            yield group, [make(path, image_size) for path in paths]
         return
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[Group, Iterator[PreparedImage]]] = deque()
         for group, paths in groups:
-            waiting.append((group, pool.map(lambda path: prepare(path, image_size), paths)))
+            waiting.append((group, pool.map(lambda path: make(path, image_size), paths)))
             if len(waiting) > 1:
                 done, images = waiting.popleft()
                 yield done, list(images)

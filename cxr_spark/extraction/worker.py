@@ -22,6 +22,7 @@ from cxr_spark.checksums import sum_text
 from cxr_spark.dataset.pack_reader import PackReader
 from cxr_spark.dataset.remote import read_ahead
 from cxr_spark.dataset.root import as_listed
+from cxr_spark.engine.apart import DecoderApart
 from cxr_spark.engine.device import Device
 from cxr_spark.engine.features import find_degenerate
 from cxr_spark.engine.forward import Forward, precision_loss
@@ -45,7 +46,7 @@ from cxr_spark.extraction.store import (
     stored_features,
 )
 from cxr_spark.files import Source
-from cxr_spark.placement import Placement, task_device
+from cxr_spark.placement import Placement, is_tried_again, task_device
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,9 @@ def make_extractor(
     On a processor one thread does it all in turn, since every core has such a task. For a GPU
     ``task_cpus`` threads decode the next rows, another computes, and this one makes rows of what
     was computed, so that the GPU does not wait for them.
+
+    What ended a task may have been one of its images. So a task that is tried again decodes in a
+    process of its own: an image that ends that one is a row of stage 'decode'.
     """
     columns = list(result_columns(feature_maps))
 
@@ -165,7 +169,8 @@ def _extract(
     with PackReader() as packs, ExitStack() as stack:
         # Of images that are far away the next group is read while one is computed.
         groups = one_ahead((rows, _sources(rows, packs)) for rows in frames)
-        prepared = prepare_groups(groups, image_size, threads=threads)
+        decode = stack.enter_context(DecoderApart()).prepare_encoded if is_tried_again() else None
+        prepared = prepare_groups(groups, image_size, threads=threads, decode=decode)
         stack.enter_context(closing(prepared))
         batched = batch_groups(prepared, batch_size, on_gpu=on_gpu)
         stack.enter_context(closing(batched))  # before what it takes its groups of
