@@ -323,18 +323,27 @@ def test_the_file_for_a_standalone_cluster_of_gpus_is_run(
         f"-Dspark.worker.resource.gpu.discoveryScript={ROOT}/conf/gpu-discovery.sh",
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
+    lower = tmp_path / "lower.yaml"
+    lower.write_text(f"{config.read_text()}precision: bfloat16\n")
     with started(tmp_path / "gpus", ["--cores", "4"], environment=options) as master:
-        rows, _, spark = extract(
-            master, phantoms, config, tmp_path / "on-gpus",
-            "spark.executor.cores=2", "spark.task.cpus=2", "spark.executor.memory=480m",
-            "spark.cores.max=4",
-            "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1", conf="spark-standalone-gpu.conf",
+        (rows, _, spark), (lower_rows, _, _) = (
+            extract(
+                master, phantoms, file, tmp_path / f"on-gpus-{file.stem}",
+                "spark.executor.cores=2", "spark.task.cpus=2", "spark.executor.memory=480m",
+                "spark.cores.max=4",
+                "spark.executorEnv.CXR_SPARK_PRETEND_GPUS=1", conf="spark-standalone-gpu.conf",
+            )
+            for file in (config, lower)
         )  # fmt: skip
     assert spark["conf"]["spark.task.resource.gpu.amount"] == "1"
     assert_same(rows, reference[0])
+    assert_same(lower_rows, reference[0], 2e-2)  # of each row; of all together 1e-2 is allowed
     said = [file.read_text() for file in (tmp_path / "gpus" / "work-0").rglob("stderr")]
     computed_on = [set(re.findall(r"GPU (\d) of Spark", text)) for text in said]
-    assert sorted(computed_on, key=sorted) == [{"0"}, {"1"}]  # an executor each
+    of_run = [precision for text in said for precision in re.findall(r"of Spark\), (\w+),", text)]
+    assert sorted(computed_on, key=sorted)[:2] == [{"0"}, {"0"}]  # an executor each, of each run
+    assert sorted(computed_on, key=sorted)[2:] == [{"1"}, {"1"}]
+    assert {"float32", "bfloat16"} == {*of_run}
 
 
 def test_each_task_computes_on_the_gpu_that_spark_gave_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,8 @@ class EngineWorker:
 
     def load(self, backbone: str, weights: str, precision: str, maps: bool) -> float:
         """Load a backbone; return the loss of a lower precision against float32, else 0."""
+        if self._backend != "tensorflow":
+            _keep_tensorflow_out()
         model = load_backbone(backbone, self._image_size, weights)
 
         def compiled(precision: str) -> Forward:
@@ -211,6 +214,22 @@ def _keep_to_one_thread(backend: str, core: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def _keep_tensorflow_out() -> None:
+    """Have Keras take TensorFlow for missing, where another backend is to compute.
+
+    It imports what there is of it to set its seed as well, and TensorFlow takes a GPU's memory.
+    """
+    import keras
+
+    if "tensorflow" in sys.modules:
+        return
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]
+    try:
+        keras.utils.set_random_seed(0)  # which looks for it once in a process
+    finally:
+        del sys.modules["tensorflow"]  # Keras looks here whether a tensor may be one of it
 
 
 def _find_device(backend: str) -> tuple[str, str]:

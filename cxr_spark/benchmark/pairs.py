@@ -47,14 +47,19 @@ def marginal(n_images: int, quarter: float, whole: float) -> float:
     return marginal_rate(n_quarter, quarter, n_whole, whole)
 
 
-def add_if_brief(note: str, turns: Turns[float, Any]) -> str:
+def ours_of(turns: Turns[Ours, Any]) -> list[tuple[Ours, Ours]]:
+    """Return what ours returned for a quarter of the images and for all, in each repetition."""
+    return [(quarter, whole) for (quarter, _), (whole, _) in turns.runs]
+
+
+def add_if_brief(note: str, ends: Sequence[tuple[float, float]]) -> str:
     """Return a note, to which is added where our rate is that of so few seconds that it is noise.
 
     Args:
         note: of what else there is to say, or an empty string.
-        turns: over a quarter of the images and over all of them, ours in seconds.
+        ends: our seconds over a quarter of the images and over all of them, in each repetition.
     """
-    between = statistics.median(whole - quarter for (quarter, _), (whole, _) in turns.runs)
+    between = statistics.median(whole - quarter for quarter, whole in ends)
     if between >= LEAST_SECONDS:
         return note
     brief = f"of {between:.1f} s, and rates of less than {LEAST_SECONDS:.0f} s are noise"

@@ -19,6 +19,7 @@ from pathlib import Path
 from cxr_spark.benchmark.pairs import (
     add_if_brief,
     marginal,
+    ours_of,
     quarter_and_whole,
     rates_of,
     run_in_turn,
@@ -109,24 +110,23 @@ def measure_peer(
             compared as well where whole processes have a target.
     """
     what, sizes = _against(peer), quarter_and_whole(n_images)
-    target = _target(peer, "marginal")
+    target, judged = _target(peer, "marginal"), _target(peer, "whole process")
+    beside = _First(ours, None if judged is None else first, n_images)
     try:
         ours(min(N_WARM_UP, n_images))  # a backbone is frozen once for all later processes
-        turns = run_in_turn(what, ours, partial(run_peer, peer), sizes, repeat)
+        turns = run_in_turn(what, beside.run, partial(run_peer, peer), sizes, repeat)
     except MeasurementError as error:
         return [failed_row(f"marginal, {what}", error, target=target)]
     whole = [(n_images / mine, other.n_images / other.total) for _, (mine, other) in turns.runs]
     against, rate, rows = f"{peer.name}.py", partial(marginal, n_images), list[Row]()
     try:
         pairs, note = rates_of(turns, rate, marginal_of)
-        note = add_if_brief(note, turns)
+        note = add_if_brief(note, ours_of(turns))
         rows.append(ratio_row(f"marginal, {what}", against, pairs, target=target, note=note))
     except MeasurementError as error:
         rows.append(failed_row(f"marginal, {what}", error, target=target))
-    target = _target(peer, "whole process")
-    rows.append(ratio_row(f"whole process, {what}", against, whole, target=target, note=turns.note))
-    if first is not None and target is not None:
-        rows += _first_processes(peer, first, [other for _, (_, other) in turns.runs])
+    rows.append(ratio_row(f"whole process, {what}", against, whole, target=judged, note=turns.note))
+    rows += beside.rows(peer, [other for _, (_, other) in turns.runs])
     ends = [(quarter, total) for (quarter, _), (total, _) in turns.runs if total > quarter]
     if ends:
         fixed = [total - n_images / rate(quarter, total) for quarter, total in ends]
@@ -135,16 +135,38 @@ def measure_peer(
     return rows
 
 
-def _first_processes(peer: Peer, first: Ours, others: Sequence[PeerRun]) -> list[Row]:
-    """Return the row of whole processes that freeze the backbone, against a program's."""
-    what, pairs = f"first process, {_against(peer)}", list[tuple[float, float]]()
-    try:
-        for other in others:
-            pairs.append((other.n_images / first(other.n_images), other.n_images / other.total))
-    except MeasurementError as error:
-        return [failed_row(what, error)]
-    note = "ours freezes the backbone first, as with new weights"
-    return [ratio_row(what, f"{peer.name}.py", pairs, note=note)]
+class _First:
+    """Ours over all images once more in each turn, as the first process with new weights."""
+
+    def __init__(self, ours: Ours, first: Ours | None, n_images: int) -> None:
+        self._ours, self._first, self._n_images = ours, first, n_images
+        self._seconds: list[float] = []
+        self._failed: MeasurementError | None = None
+
+    def run(self, n_images: int) -> float:
+        """Run ours; and the first process, where it is asked for and these are all the images."""
+        seconds = self._ours(n_images)
+        if self._first is not None and n_images == self._n_images and self._failed is None:
+            try:
+                self._seconds.append(self._first(n_images))
+            except MeasurementError as error:
+                self._failed = error
+        return seconds
+
+    def rows(self, peer: Peer, others: Sequence[PeerRun]) -> list[Row]:
+        """Return the row of it against a program's runs of the same turns, or no row."""
+        if self._first is None:
+            return []
+        what = f"first process, {_against(peer)}"
+        pairs = [
+            (other.n_images / seconds, other.n_images / other.total)
+            for seconds, other in zip(self._seconds, others, strict=False)  # the last turn may fail
+        ]
+        if not pairs:
+            return [failed_row(what, self._failed or MeasurementError("it was not run"))]
+        ended = f"; ended by {self._failed}" if self._failed else ""
+        note = f"ours freezes the backbone first, as with new weights{ended}"
+        return [ratio_row(what, f"{peer.name}.py", pairs, note=note)]
 
 
 def _target(peer: Peer, measure: Measure) -> float | None:

@@ -75,16 +75,45 @@ def test_pairs_give_the_marginal_rates_of_both_and_their_ratio(tmp_path: Path) -
 
 
 def test_first_processes_are_compared_where_whole_ones_have_a_target(tmp_path: Path) -> None:
+    ran: list[str] = []
+
     def first(n_images: int) -> float:
+        ran.append(f"first {n_images}")
         return ours(n_images) + 4.0
 
+    def noted(n_images: int) -> float:
+        ran.append(f"ours {n_images}")
+        return ours(n_images)
+
     recipe, other = (peer(tmp_path, name, WORKING) for name in ("spark_recipe", "keras_loop"))
-    _, whole, row, _ = measure_peer(recipe, ours, 400, 2, first=first)
+    _, whole, row, _ = measure_peer(recipe, noted, 400, 2, first=first)
+    assert ran == ["ours 64", *["ours 100", "ours 400", "first 400"] * 2]  # in each turn
     assert row.what == "first process, " + whole.what.removeprefix("whole process, ")
     assert row.rate == pytest.approx(400 / (START + 4 + 4))
     assert row.against == whole.against
     assert (row.n_pairs, row.target, row.met) == (2, None, None)
     assert len(measure_peer(other, ours, 400, 1, first=first)) == 3
+
+
+@pytest.mark.parametrize("n_good", [0, 1])
+def test_a_first_process_that_fails_costs_no_other_row(tmp_path: Path, n_good: int) -> None:
+    ran: list[int] = []
+
+    def first(n_images: int) -> float:
+        ran.append(n_images)
+        if len(ran) > n_good:
+            raise MeasurementError("out of luck")
+        return ours(n_images) + 4.0
+
+    marginal, whole, row, _ = measure_peer(
+        peer(tmp_path, "spark_recipe", WORKING), ours, 400, 3, first=first
+    )
+    assert (marginal.n_pairs, whole.n_pairs, len(ran)) == (3, 3, n_good + 1)
+    assert "out of luck" in row.note
+    if n_good:
+        assert (row.rate, row.n_pairs) == (pytest.approx(400 / (START + 4 + 4)), 1)
+    else:
+        assert row.rate is None
 
 
 def test_what_a_process_has_started_ends_with_it(

@@ -63,6 +63,7 @@ def test_drawn_rows_are_an_extraction_and_have_the_target_where_there_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(heads, "LONG_SECONDS", 0.0)
     draw_features(tmp_path / "drawn", 5000)
     (record,) = list_extractions(tmp_path / "drawn")
     assert (record.n_rows, len(record.files)) == (5000, 2)

@@ -80,6 +80,7 @@ def test_all_cores_are_compared_with_one_as_bare_processes_are(
     (row,) = measure_cores(trial(job, "MobileNetV3Small"), bare)
     assert (row.rate, row.against, row.ratio) == pytest.approx((2.0, 2.0, 1.0))
     assert (row.target, row.met, row.unit) == (0.95, True, "times")
+    assert row.note.startswith("of 3.0 s, and rates of less than 10 s are noise")
     masters = {(asked["master"], asked.get("core")) for asked in job.asked[1:]}
     assert {master for master, _ in masters} == {"local[1]", "local[2]"}
     assert all((core is None) == (master == "local[2]") for master, core in masters)

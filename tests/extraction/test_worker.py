@@ -46,6 +46,34 @@ def test_a_worker_holds_one_model_for_each_backbone_and_address(extraction: Extr
     assert np.allclose(loaded[0](batch)[0], loaded[1](batch)[0], rtol=1e-5, atol=0)
 
 
+def test_tasks_of_one_worker_compute_on_the_gpu_that_each_is_given(
+    extraction: Extraction, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pretended GPUs of one executor, which Spark hands out anew with each task."""
+    given = iter([Device("CPU", 0, "0"), Device("CPU", 1, "1"), Device("CPU", 0, "0")])
+    monkeypatch.setattr(worker, "task_device", lambda _: next(given))
+    load, loaded, computed = worker._load_forward, list[str](), list[str]()
+
+    def noted(extraction: Extraction, device: Device, placement: Placement):
+        forward = load(extraction, device, placement)
+        loaded.append(device.name)
+
+        def compute(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+            computed.append(device.name)
+            return forward(batch)
+
+        return compute
+
+    monkeypatch.setattr(worker, "_load_forward", noted)
+    rows = as_manifest(sorted(phantoms.rglob("*.jpeg"))[:8])
+    extract = worker.make_extractor([extraction], SIZE, Placement(), feature_maps=False)
+    found = [np.stack(pd.concat(extract([rows]))["pooled"]) for _ in range(3)]
+    assert loaded == ["/CPU:0", "/CPU:1"]
+    assert computed == ["/CPU:0", "/CPU:1", "/CPU:0"]
+    for pooled in found[1:]:
+        assert np.allclose(pooled, found[0], rtol=1e-5, atol=0)
+
+
 def test_a_graph_that_is_not_the_drivers_is_refused(extraction: Extraction, tmp_path: Path) -> None:
     file = tmp_path / extraction.graph_file
     file.write_bytes(file.read_bytes() + b"\0")
