@@ -172,6 +172,7 @@ def test_what_a_gpu_runs_is_run_on_a_pretended_one(
     monkeypatch.setenv(PRETEND, "1")
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_cpu_global_jit")
     monkeypatch.setattr(engine, "count_cores", lambda: 2)
+    monkeypatch.setattr(engine, "IMAGE_SIZE", (64, 64))  # a processor takes a minute for larger
     asked = settings(backbones=("MobileNetV3Small",), repeat=1)
     result = engine.measure_engine(asked, [find_images(phantoms, 40, "phantoms")], seconds=0.0)
     assert (result.device["kind"], result.device["backend"]) == ("GPU", "tensorflow")
