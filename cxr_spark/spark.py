@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often a task is tried before a run ends, as on a cluster (spark.task.maxFailures).
-TASK_TRIES = 4
 # Set where spark-submit and its properties file leave them open.
 DEFAULTS = {
     # 256 encoded X-rays at a time: the default of 10,000 would be 2 GB of them.
@@ -99,9 +97,8 @@ def open_session(
         settings[MASTER] = master.replace("*", str(all_cores))
         if worker_mb is not None and (fewer := _cores_that_fit(master, settings, worker_mb)):
             settings[MASTER] = master.replace("*", str(fewer))
+            conf.set(MASTER, settings[MASTER])
     check_settings(settings, worker_mb)
-    if all_cores:
-        conf.set(MASTER, tried_again(settings[MASTER]))
     builder = SparkSession.builder.appName(name).config(conf=conf)
     meanwhile()
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -159,18 +156,6 @@ def _cores_that_fit(master: str, settings: Settings, worker_mb: Callable[[int], 
         cores,
     )
     return cores
-
-
-def tried_again(master: str) -> str:
-    """Return a local master that tries its tasks as often as a cluster does, unless it says itself.
-
-    Spark's own tries them once: a worker that is killed would end the run, and an image that ends
-    its worker would end every run.
-    """
-    found = LOCAL.fullmatch(master)
-    if found is None or "," in master:
-        return master
-    return f"local[{found[1] or 1},{TASK_TRIES}]"
 
 
 def local_cores(master: str) -> int | None:

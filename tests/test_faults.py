@@ -191,10 +191,10 @@ def test_images_that_end_the_process_that_decodes_them(images, config, tmp_path:
     quick = tmp_path / "quick.yaml"
     quick.write_text(config.read_text().replace("ResNet50", "MobileNetV3Small"))
     whole, features = tmp_path / "whole", tmp_path / "features"
-    run = extract(tmp_path, "local[2]", some, quick, whole)
+    run = extract(tmp_path, "local[2,4]", some, quick, whole)
     assert run.wait() == 0, run.said[-3000:]
     run = Run(
-        tmp_path, "local[2]", "extract", "--config", str(quick), "--images", str(some),
+        tmp_path, "local[2,4]", "extract", "--config", str(quick), "--images", str(some),
         "--features", str(features), PYTHONPATH=plant_fault(tmp_path / "fault"),
     )  # fmt: skip
     assert run.wait() == 0, run.said[-3000:]

@@ -8,13 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cxr_spark import session_checks
-from cxr_spark.spark import (
-    REDACTED,
-    _cores_that_fit,
-    describe_session,
-    local_cores,
-    tried_again,
-)
+from cxr_spark.spark import REDACTED, _cores_that_fit, describe_session, local_cores
 
 
 def session(**settings: str) -> SimpleNamespace:
@@ -50,20 +44,6 @@ def test_a_secret_is_named_and_not_told(key: str, value: str) -> None:
 )
 def test_a_local_master_says_how_many_cores_it_has(master: str, cores: int | None) -> None:
     assert local_cores(master) == cores
-
-
-@pytest.mark.parametrize(
-    ("given", "taken"),
-    [
-        ("local", "local[1,4]"),
-        ("local[3]", "local[3,4]"),
-        ("local[*]", "local[*,4]"),
-        ("local[3, 1]", "local[3, 1]"),
-        ("spark://here:7077", "spark://here:7077"),
-    ],
-)
-def test_a_task_is_tried_again_on_one_machine_as_on_a_cluster(given: str, taken: str) -> None:
-    assert tried_again(given) == taken
 
 
 @pytest.mark.parametrize(
