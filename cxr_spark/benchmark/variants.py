@@ -76,7 +76,7 @@ def measure_cores(trial: Trial, bare: Peer | None) -> list[Row]:
     turns = run_in_turn(what, ours, theirs, quarter_and_whole(trial.n_images), trial.repeat)
     pairs, note = rates_of(turns, gain, gain)
     # Of one core it is twice as many seconds.
-    note = add_if_brief(note, [(quarter[0], whole[0]) for (quarter, _), (whole, _) in turns.runs])
+    note = add_if_brief(note, [(quarter[0], whole[0]) for quarter, whole in ours_of(turns)])
     if bare is None:
         return [ratio_row(what, "as many times", pairs, unit="times", note=note)]
     target = CORES if bare.judges else None

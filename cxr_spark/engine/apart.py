@@ -8,7 +8,6 @@ import signal
 import threading
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 
 from cxr_spark.engine.pipeline import PreparedImage, prepare_encoded
 
@@ -40,12 +39,7 @@ class DecoderApart:
         """Return this decoder."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the process."""
         with self._lock:
             self._end()
